@@ -1,0 +1,1 @@
+"""Measure latency and recall of PyTorch and of a bundle, side by side."""

@@ -1,0 +1,94 @@
+"""What the four command lines share: one-line errors, exit codes, progress bars and tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+
+from dra_runtime import __version__
+from dra_runtime.errors import DraError
+
+Item = TypeVar("Item")
+
+FOUND_WANTING = 1  #: exit code of a check that ran and failed
+UNUSABLE = 2  #: exit code of wrong use or unusable input
+
+
+class CommandGroup(click.Group):
+    """A command line whose errors are one line on stderr; ``--debug`` shows the stack instead."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command and turn every failure into one line and an exit code."""
+        kwargs["standalone_mode"] = False
+        argv = list(kwargs.pop("args", None) or (args[0] if args else None) or sys.argv[1:])
+        debug = "--debug" in argv
+        argv = [a for a in argv if a != "--debug"]
+        kwargs.setdefault("prog_name", self.name)
+        try:
+            code = super().main(argv, **kwargs)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+            sys.exit(UNUSABLE)
+        except click.ClickException as error:
+            where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else self.name
+            _fail(f"{error.format_message().rstrip('.')} (see: {where} --help)")
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("interrupted", err=True)
+            sys.exit(130)
+        except DraError as error:
+            if debug:
+                raise
+            _fail(str(error))
+        except BrokenPipeError:  # the reader of our output (head, less) has left
+            sys.stderr.close()
+            sys.exit(0)
+        except Exception as error:  # noqa: BLE001 - the last resort: a user never meets a bare stack trace
+            if debug:
+                raise
+            _fail(f"unexpected {type(error).__name__}: {error} (a bug: run again with --debug and report it)")
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> None:
+    click.echo("error: " + " ".join(message.split()), err=True)
+    sys.exit(UNUSABLE)
+
+
+def command_group(name: str, help_text: str) -> CommandGroup:
+    """Make the root of a command line called ``name``, with ``--version`` and ``--debug``."""
+    group = CommandGroup(name=name, help=help_text, context_settings={"help_option_names": ["-h", "--help"]})
+    group = click.version_option(__version__, prog_name=name)(group)
+    return click.option("--debug", is_flag=True, help="Show the stack trace of an error.")(group)
+
+
+@contextmanager
+def progress(length: int, label: str) -> Iterator[Callable[[int], None]]:
+    """Show a bar with the time left on stderr; nothing when stderr is not a terminal.
+
+    Yields a function that advances the bar by a number of steps.
+    """
+    hidden = not sys.stderr.isatty()
+    with click.progressbar(length=length, label=f"{label:<28}", show_eta=True, file=sys.stderr, hidden=hidden) as bar:
+        yield bar.update
+
+
+def track(items: Sequence[Item], label: str) -> Iterator[Item]:
+    """Iterate over ``items`` under a progress bar."""
+    with progress(len(items), label) as advance:
+        for item in items:
+            yield item
+            advance(1)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Lay out rows as a Markdown table: the first column left-aligned, the others right-aligned."""
+    cells = [[str(c) for c in header], *([str(c) for c in row] for row in rows)]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
+    align = [str.ljust, *([str.rjust] * (len(header) - 1))]
+    lines = ["| " + " | ".join(f(c, w) for f, c, w in zip(align, row, widths, strict=True)) + " |" for row in cells]
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    return "\n".join([lines[0], "| " + " | ".join(rule) + " |", *lines[1:]])

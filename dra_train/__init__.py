@@ -1,0 +1,1 @@
+"""Train DRA models and measure what they find."""
