@@ -46,7 +46,7 @@ class CommandGroup(click.Group):
         except BrokenPipeError:  # the reader of our output (head, less) has left
             sys.stderr.close()
             sys.exit(0)
-        except Exception as error:  # noqa: BLE001 - the last resort: a user never meets a bare stack trace
+        except Exception as error:
             if debug:
                 raise
             _fail(f"unexpected {type(error).__name__}: {error} (a bug: run again with --debug and report it)")

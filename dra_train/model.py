@@ -1,0 +1,291 @@
+"""DRA: Dual Relation Alignment for composed image retrieval, the whole model in one file.
+
+Read downwards: the configuration, attention, the vision compositor (TAC), the Combiner, and the model that
+joins them with the two towers. Shapes: N examples, D embedding width, T tokens an image, C channels of the
+last feature map, L text tokens.
+
+The method is the paper's (arXiv 2309.02169) as far as its abstract and its authors' later work (CaLa, arXiv
+2405.19149) tell it, so this is a reconstruction; docs/method.md marks what comes from where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.model import CustomTextCLIP
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import TextTransformer, VisionTransformer
+from torch import Tensor, nn
+
+from dra_runtime.errors import CheckpointError
+from dra_runtime.preprocess import Preprocess
+from dra_train.vocabulary import END_TOKEN
+
+
+@dataclass(frozen=True)
+class DRAConfig:
+    """What it takes to rebuild a model: plain values only, so that it travels inside a checkpoint."""
+
+    clip: Mapping[str, Any]  #: an open_clip model config: embed_dim, vision_cfg, text_cfg, optionally quick_gelu
+    preprocess: Preprocess
+    backbone: str = "custom"  #: the config's name, for people
+    tac_layers: int = 4  #: how often the reference attends; 0 leaves the vision compositor out
+    tac_heads: int = 1
+    share_layers: bool = True  #: one set of attention weights for all layers of a stream
+    share_streams: bool = False  #: one set for both streams; then relate(r, t) equals relate(t, r)
+    augmentation: str = "scaled"  #: how F_v joins F_c: "sum" (literal) or "scaled" (F_v brought to F_c's length)
+    combiner_projection: int = 0  #: width of each projected feature; 0 means 4 D, CLIP4Cir's ratio
+    combiner_hidden: int = 0  #: width of the Combiner's hidden layer; 0 means 8 D, CLIP4Cir's ratio
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.augmentation not in ("sum", "scaled"):
+            raise CheckpointError(f"augmentation {self.augmentation!r} is unknown; use 'sum' or 'scaled'")
+        if self.tac_layers < 0 or self.tac_heads < 1 or self.dim % self.tac_heads:
+            raise CheckpointError(
+                f"{self.tac_layers} TAC layers with {self.tac_heads} heads don't fit width {self.dim}"
+            )
+
+    @property
+    def dim(self) -> int:
+        """Width D of the embedding."""
+        return int(self.clip["embed_dim"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that `from_dict` reads back."""
+        plain = asdict(self)
+        plain["preprocess"] = self.preprocess.to_dict()
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DRAConfig:
+        """Rebuild a configuration; CheckpointError names what is unknown or missing."""
+        try:
+            return cls(**{**values, "preprocess": Preprocess.from_dict(values["preprocess"])})
+        except (TypeError, KeyError) as error:
+            raise CheckpointError(
+                f"the model configuration doesn't fit this version of the toolkit: {error}"
+            ) from error
+
+
+class Attention(nn.Module):
+    """Multi-head attention written out, so that it trains, traces and exports as the same plain operations."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.out = (nn.Linear(dim, dim) for _ in range(4))
+        for linear in (self.q, self.k, self.v):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, query: Tensor, key_value: Tensor) -> Tensor:
+        """Attend from ``query`` (N, Q, D) to ``key_value`` (N, K, D); returns (N, Q, D)."""
+
+        def split(x: Tensor) -> Tensor:  # (N, S, D) -> (N, heads, S, D / heads)
+            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        q, k, v = split(self.q(query)), split(self.k(key_value)), split(self.v(key_value))
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.out(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class TwinAttentionCompositor(nn.Module):
+    """The vision compositor (TAC): relates two images' local features, each attending to the other.
+
+    Stream 1 starts as ``o = attend(R, T)`` and goes on as ``o = attend(R, o)``; stream 2 exchanges R and T.
+    The relation is the mean of the two class tokens. No residuals, norms or feed-forward (CaLa's code). The
+    class token is learned; CaLa's is fresh noise at every call, which makes the relation irreproducible.
+    """
+
+    def __init__(self, dim: int, layers: int, heads: int, share_layers: bool, share_streams: bool) -> None:
+        super().__init__()
+        self.layers = layers
+        self.class_token = nn.Parameter(torch.randn(dim) * dim**-0.5)
+        self.streams = nn.ModuleList(
+            nn.ModuleList(Attention(dim, heads) for _ in range(1 if share_layers else layers))
+            for _ in range(1 if share_streams else 2)
+        )
+
+    def forward(self, reference_tokens: Tensor, candidate_tokens: Tensor) -> Tensor:
+        """Relate two images' tokens (N, T, D) each; returns relation_features F_v (N, D)."""
+        class_token = self.class_token.expand(len(reference_tokens), 1, -1)
+        r = torch.cat([class_token, reference_tokens], dim=1)  # (N, 1 + T, D)
+        t = torch.cat([class_token, candidate_tokens], dim=1)
+        return (self._stream(self.streams[0], r, t) + self._stream(self.streams[-1], t, r)) / 2
+
+    def _stream(self, attentions: nn.Module, query: Tensor, other: Tensor) -> Tensor:
+        assert isinstance(attentions, nn.ModuleList)
+        for layer in range(self.layers):
+            last = layer == self.layers - 1
+            # Only the class token leaves the last layer, so only its row is computed there.
+            other = attentions[layer % len(attentions)](query[:, :1] if last else query, other)
+        return other[:, 0]
+
+
+class Combiner(nn.Module):
+    """CLIP4Cir's Combiner: a learned mixture of text and image features plus a learned residual.
+
+    Baldrati et al., "Conditioned and composed image retrieval combining and partially fine-tuning CLIP-based
+    features" (CVPRW 2022). Takes raw features: their lengths carry information.
+    """
+
+    def __init__(self, dim: int, projection: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.text_projection = nn.Linear(dim, projection)
+        self.image_projection = nn.Linear(dim, projection)
+        self.hidden = nn.Linear(2 * projection, hidden)
+        self.output = nn.Linear(hidden, dim)
+        self.mixture = nn.Sequential(
+            nn.Linear(2 * projection, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, 1),
+            nn.Sigmoid(),
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Compose raw features (N, D) each into queries (N, D) of unit length."""
+        a = self.dropout(F.relu(self.text_projection(text_features)))
+        b = self.dropout(F.relu(self.image_projection(image_features)))
+        z = torch.cat([a, b], dim=-1)  # (N, 2 * projection)
+        v = self.output(self.dropout(F.relu(self.hidden(z))))  # (N, D)
+        lam = self.mixture(z)  # (N, 1), between 0 (image) and 1 (text)
+        return F.normalize(v + lam * text_features + (1 - lam) * image_features, dim=-1)
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """What a frozen image tower gives, before anything that is trained: safe to compute once and keep."""
+
+    pooled: Tensor = field(repr=False)  #: (N, P), what the tower's head takes
+    feature_map: Tensor = field(repr=False)  #: (N, T, C), local features as tokens
+
+
+class DRA(nn.Module):
+    """Image tower, text tower, vision compositor and Combiner."""
+
+    def __init__(self, config: DRAConfig) -> None:
+        super().__init__()
+        self.config = config
+        clip = CustomTextCLIP(**_without_pretrained(config.clip))
+        self.visual, self.text = clip.visual, clip.text
+        _check_text_tower(self.text)
+        self.combiner = Combiner(
+            config.dim,
+            config.combiner_projection or 4 * config.dim,
+            config.combiner_hidden or 8 * config.dim,
+            config.dropout,
+        )
+        if config.tac_layers:
+            self.token_projection = nn.Linear(map_channels(self.visual), config.dim)
+            self.tac = TwinAttentionCompositor(
+                config.dim, config.tac_layers, config.tac_heads, config.share_layers, config.share_streams
+            )
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The preprocessing of this model's images."""
+        return self.config.preprocess
+
+    @property
+    def has_tac(self) -> bool:
+        """Whether the model has a vision compositor."""
+        return self.config.tac_layers > 0
+
+    def image_trunk(self, image: Tensor) -> FrozenFeatures:
+        """Run the part of the image tower that training freezes on ``image`` (N, 3, S, S)."""
+        visual = self.visual
+        if isinstance(visual, TimmModel):
+            last = visual.trunk.forward_features(image)  # (N, C, h, w), or (N, prefix + T, C) from a transformer
+            pooled = visual.trunk.forward_head(last)
+            tokens = last.flatten(2).transpose(1, 2) if last.ndim == 4 else last[:, visual.trunk.num_prefix_tokens :]
+        elif isinstance(visual, ModifiedResNet):
+            last = visual.stem(image)
+            for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+                last = layer(last)
+            pooled = visual.attnpool(last)  # (N, D)
+            # flatten, then transpose: a plain view of NCHW as (N, T, C) would mix channels with positions.
+            tokens = last.flatten(2).transpose(1, 2)
+        else:
+            assert isinstance(visual, VisionTransformer)
+            # open_clip pools and norms as the config says; the patch tokens are those after the last block.
+            x = visual.transformer(visual._embeds(image))
+            pooled, _ = visual._pool(x)
+            pooled = pooled @ visual.proj
+            tokens = x[:, 1:]
+        return FrozenFeatures(pooled, tokens)
+
+    def project_image(self, pooled: Tensor) -> Tensor:
+        """Turn a trunk's ``pooled`` (N, P) into raw image_features (N, D)."""
+        return self.visual.head(pooled) if isinstance(self.visual, TimmModel) else pooled  # type: ignore[no-any-return]
+
+    def project_tokens(self, feature_map: Tensor) -> Tensor:
+        """Turn a trunk's ``feature_map`` (N, T, C) into the image_tokens (N, T, D) that TAC relates."""
+        return F.relu(self.token_projection(feature_map))
+
+    def encode_image(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Encode preprocessed images (N, 3, S, S) into raw features (N, D) and tokens (N, T, D), None without TAC."""
+        frozen = self.image_trunk(image)
+        tokens = self.project_tokens(frozen.feature_map) if self.has_tac else None
+        return self.project_image(frozen.pooled), tokens
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Encode token ids (N, L), L at most the context length, into raw features (N, D).
+
+        The tower is causal and pooled at the first end-of-text token, so what follows that token can be cut
+        off without a change.
+        """
+        text = self.text
+        x = text.token_embedding(tokens) + text.positional_embedding[: tokens.shape[1]]
+        mask = text.attn_mask[: tokens.shape[1], : tokens.shape[1]]
+        x = text.ln_final(text.transformer(x, attn_mask=mask))  # (N, L, width)
+        end = (tokens == END_TOKEN).int().argmax(dim=-1)
+        return x[torch.arange(len(x), device=x.device), end] @ text.text_projection  # type: ignore[no-any-return]
+
+    def relate(self, reference_tokens: Tensor, candidate_tokens: Tensor) -> Tensor:
+        """Relate two images' tokens (N, T, D) each: relation_features F_v (N, D)."""
+        return self.tac(reference_tokens, candidate_tokens)  # type: ignore[no-any-return]
+
+    def augment(self, text_features: Tensor, relation_features: Tensor) -> Tensor:
+        """Enhance F_c (N, D) with F_v (N, D), as the configuration's ``augmentation`` says."""
+        if self.config.augmentation == "sum":
+            return text_features + relation_features
+        return text_features + F.normalize(relation_features, dim=-1) * text_features.norm(dim=-1, keepdim=True)
+
+    def compose(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Compose raw features (N, D) each into queries (N, D) of unit length."""
+        return self.combiner(image_features, text_features)  # type: ignore[no-any-return]
+
+
+def map_channels(visual: nn.Module) -> int:
+    """Return the channels C of an image tower's last feature map."""
+    if isinstance(visual, TimmModel):
+        return int(visual.trunk.num_features)
+    if isinstance(visual, ModifiedResNet):
+        return int(visual.attnpool.k_proj.in_features)
+    if isinstance(visual, VisionTransformer):
+        return int(visual.ln_post.normalized_shape[0])
+    raise CheckpointError(f"image tower {type(visual).__name__} isn't supported; use a ResNet, ViT or timm config")
+
+
+def _check_text_tower(text: nn.Module) -> None:
+    """Refuse a text tower that can't be cut after its end-of-text token without a change."""
+    is_clip = isinstance(text, TextTransformer) and text.attn_mask is not None and text.cls_emb is None
+    if not is_clip or text.pool_type not in ("argmax", "eos") or not isinstance(text.text_projection, Tensor):
+        raise CheckpointError("the text tower must be CLIP's: causal, pooled at the end-of-text token, projected")
+
+
+def _without_pretrained(clip: Mapping[str, Any]) -> dict[str, Any]:
+    """Return constructor arguments that never make timm download weights: a checkpoint brings its own."""
+    return {
+        "embed_dim": clip["embed_dim"],
+        "vision_cfg": {**clip["vision_cfg"], "timm_model_pretrained": False},
+        "text_cfg": dict(clip["text_cfg"]),
+        "quick_gelu": bool(clip.get("quick_gelu", False)),
+    }

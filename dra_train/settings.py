@@ -1,0 +1,109 @@
+"""Settings of a training run: TOML presets, overridden from the command line, checked once at the edge."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from dra_runtime.errors import UsageError
+
+PARTS = ("text", "image_head", "combiner", "tac")
+VIEWS = ("both", "compensated", "plain")
+NEGATIVES = ("batch", "gallery")
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """One of the two training stages."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    train: tuple[str, ...]  #: which parts of the model learn; the others stay as they are
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "train", tuple(self.train))
+        if unknown := set(self.train) - set(PARTS):
+            raise UsageError(f"unknown part {', '.join(sorted(unknown))} in train; use {', '.join(PARTS)}")
+        if self.epochs < 0 or self.batch_size < 1 or self.learning_rate <= 0:
+            raise UsageError("a stage needs epochs >= 0, batch_size >= 1 and learning_rate > 0")
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What is minimised."""
+
+    views: str
+    implicit_weight: float
+    negatives: str
+    logit_scale: float
+
+    def __post_init__(self) -> None:
+        if self.views not in VIEWS or self.negatives not in NEGATIVES:
+            raise UsageError(f"loss.views is one of {', '.join(VIEWS)}; loss.negatives one of {', '.join(NEGATIVES)}")
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Everything that decides a run, except its seed and where it writes."""
+
+    dataset: str
+    train_split: str
+    val_split: str
+    model: Mapping[str, Any]
+    loss: LossSettings
+    stage1: StageSettings
+    stage2: StageSettings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for a checkpoint's provenance."""
+        return asdict(self)
+
+
+def preset_names() -> list[str]:
+    """Return the presets that come with the toolkit."""
+    return sorted(p.name.removesuffix(".toml") for p in files("dra_train").joinpath("presets").iterdir())
+
+
+def load_settings(preset: str, overrides: Sequence[str] = ()) -> FitSettings:
+    """Read a preset by name, or a TOML file by path, and apply overrides such as ``stage2.epochs=8``.
+
+    UsageError names an unknown preset or key and the ones there are.
+    """
+    path = Path(preset)
+    if path.suffix != ".toml":
+        if preset not in preset_names():
+            raise UsageError(f"preset {preset!r} is unknown; use {', '.join(preset_names())} or a .toml file")
+        path = Path(str(files("dra_train").joinpath("presets", f"{preset}.toml")))
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} can't be read as TOML: {error}") from error
+    for override in overrides:
+        _apply(values, override)
+    try:
+        loss = LossSettings(**values.pop("loss"))
+        stages = {name: StageSettings(**values.pop(name)) for name in ("stage1", "stage2")}
+        return FitSettings(loss=loss, **stages, **values)
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{path.name}: a setting is missing or unknown: {error}") from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one ``section.key=value`` in place; the value is TOML, or a bare word."""
+    key, equals, text = override.partition("=")
+    section, _, name = key.strip().rpartition(".")
+    target = values if not section else values.get(section)
+    known = [f.name for f in fields(FitSettings)]
+    if not equals or not isinstance(target, dict) or (name not in target and section != "model"):
+        have = ", ".join(target) if isinstance(target, dict) else ", ".join(known)
+        raise UsageError(f"{override!r} isn't SECTION.KEY=VALUE with a known key; there is {have}")
+    try:
+        target[name] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        target[name] = text.strip()
