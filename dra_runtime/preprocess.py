@@ -1,0 +1,293 @@
+"""Images to network input, equal bit for bit to the PIL and torchvision path that the models were trained with.
+
+Rules that differ between implementations, and the one kept here:
+
+- Orientation tags (EXIF) are ignored, as CLIP's own preprocessing ignores them.
+- An image is padded, resized and cropped in the mode it is stored in and becomes RGB afterwards, as in CLIP and
+  CLIP4Cir. So a palette image is resized without interpolation, and alpha is dropped, not blended.
+- Of an animation the first frame counts.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+
+from dra_runtime.errors import ImageError, UsageError
+
+ImageSource = Path | str | bytes | Image.Image | npt.NDArray[np.uint8]
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+MAX_PIXELS = 100_000_000  #: more are refused before anything is decoded (400 MB in memory)
+MAX_BYTES = 256 * 2**20  #: a longer file or byte string is refused
+MAX_CANVAS = 400_000_000  #: pixels of an image after padding or resizing; only extreme shapes reach it
+
+# Raster formats that PIL decodes by itself. Left out on purpose: EPS starts another program, and the rest are rare
+# enough that their decoders are more of a risk than a service.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Turn an image into the image encoder's input.
+
+    Pad to an aspect ratio of at most ``pad_ratio``, resize the shorter side to ``image_size`` (bicubic, antialiased),
+    crop the centre, make it RGB, scale to [0, 1], subtract ``mean`` and divide by ``std``. Safe to share between
+    threads.
+
+    Raises
+    ------
+    UsageError
+        A parameter is out of range.
+    """
+
+    image_size: int
+    pad_ratio: float = 1.25
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    _table: npt.NDArray[np.float32] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if type(self.image_size) is not int or not 1 <= self.image_size <= 4096:
+            raise UsageError(f"image_size is {self.image_size!r}; give a whole number from 1 to 4096")
+        if not (_is_number(self.pad_ratio) and self.pad_ratio >= 1):
+            raise UsageError(f"pad_ratio is {self.pad_ratio!r}; give a number of at least 1")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if not (isinstance(values, tuple) and len(values) == 3 and all(_is_number(v) for v in values)):
+                raise UsageError(f"{name} is {values!r}; give three numbers, one a channel")
+        if not all(1e-6 <= value <= 1e6 for value in self.std):
+            raise UsageError(f"std is {self.std!r}; give three numbers above zero")
+        object.__setattr__(self, "_table", _value_table(self.mean, self.std))
+
+    def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
+        """Return the network input of one image.
+
+        Parameters
+        ----------
+        image
+            An image of any mode that PIL converts to RGB (see `open_image`).
+
+        Returns
+        -------
+        np.ndarray
+            (3, image_size, image_size) float32.
+
+        Raises
+        ------
+        ImageError
+            The image is empty, too elongated, or of a mode that can't become RGB.
+        """
+        size = self.image_size
+        if min(image.size) < 1:
+            raise ImageError(f"an image of {_pixels(image.size)} is empty; give one with at least one pixel")
+        pad_x, pad_y = target_padding(image.size, self.pad_ratio)
+        padded_size = (image.width + 2 * pad_x, image.height + 2 * pad_y)
+        resized_size = resized_dimensions(padded_size, size)
+        if max(math.prod(padded_size), math.prod(resized_size)) > MAX_CANVAS:
+            raise ImageError(f"an image of {_pixels(image.size)} is too elongated to be padded and resized; crop it")
+        try:
+            if pad_x or pad_y:
+                image = _pad(image, pad_x, pad_y)
+            if image.size != resized_size:
+                image = image.resize(resized_size, Image.Resampling.BICUBIC)
+            left, top = ((length - size) / 2.0 for length in resized_size)
+            # round() takes halves to the even neighbour, as torchvision's CenterCrop does
+            image = image.crop((round(left), round(top), round(left) + size, round(top) + size))
+            image.info.pop("transparency", None)  # it can't change RGB values, but PIL would warn about it
+            rgb = np.asarray(image.convert("RGB"))
+        except (ValueError, OSError) as error:
+            raise ImageError(f"an image of mode {image.mode} can't be made RGB ({error}); convert it first") from error
+        pixels = np.empty((3, size, size), np.float32)
+        for channel in range(3):
+            np.take(self._table[channel], rgb[..., channel], out=pixels[channel])
+        return pixels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain values that a manifest or a checkpoint keeps."""
+        return {
+            "image_size": self.image_size,
+            "pad_ratio": self.pad_ratio,
+            "interpolation": "bicubic",
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """Make it from what `to_dict` returned.
+
+        Raises
+        ------
+        UsageError
+            A key is missing or unknown, or a value out of range.
+        """
+        expected = {"image_size", "pad_ratio", "interpolation", "mean", "std"}
+        if set(values) != expected:
+            raise UsageError(f"preprocess has the keys {sorted(map(str, values))}; expected {sorted(expected)}")
+        if values["interpolation"] != "bicubic":
+            raise UsageError(f"interpolation is {values['interpolation']!r}; only 'bicubic' is known")
+        mean, std = (tuple(v) if isinstance(v, list | tuple) else v for v in (values["mean"], values["std"]))
+        return cls(values["image_size"], values["pad_ratio"], mean, std)
+
+
+def target_padding(size: tuple[int, int], ratio: float) -> tuple[int, int]:
+    """Return the zero columns and rows that CLIP4Cir's TargetPad adds on each side of a (width, height) image."""
+    width, height = size
+    if max(size) / min(size) < ratio:
+        return 0, 0
+    side = max(size) / ratio
+    return max(int((side - width) / 2), 0), max(int((side - height) / 2), 0)
+
+
+def resized_dimensions(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """Return (width, height) with the shorter side at ``shorter``; the other is rounded down, as torchvision does."""
+    width, height = size
+    longer = int(shorter * max(size) / min(size))
+    return (shorter, longer) if width <= height else (longer, shorter)
+
+
+def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Image.Image:
+    """Open and decode one image.
+
+    Parameters
+    ----------
+    source
+        A file's path, an encoded image's bytes, a PIL image, or a uint8 array (H, W, 3) or (H, W).
+    max_pixels, max_bytes
+        More is refused; pixels are counted before anything is decoded.
+
+    Returns
+    -------
+    PIL.Image.Image
+        Decoded, in the mode it is stored in: `Preprocess` has to see that one to agree with the reference.
+        ``.convert("RGB")`` gives plain pixels.
+
+    Raises
+    ------
+    ImageError
+        Not an image, a damaged one, an empty one, or one beyond the limits.
+    """
+    if isinstance(source, np.ndarray):
+        return _image_from_array(source, max_pixels)
+    if isinstance(source, Image.Image):
+        name = "the image"
+        _check_size(source.size, name, max_pixels)
+        return _decode(source, name)
+    if isinstance(source, bytes | bytearray | memoryview):
+        name, data = "the image's bytes", bytes(source)
+    elif isinstance(source, str | Path):
+        name, data = str(source), _read(Path(source), max_bytes)
+    else:
+        raise ImageError(
+            f"{type(source).__name__} is no image source; give a path, bytes, a PIL image or a uint8 array"
+        )
+    if not data:
+        raise ImageError(f"{name}: empty, 0 bytes; give an encoded image such as a JPEG or PNG")
+    if len(data) > max_bytes:
+        raise ImageError(f"{name}: {len(data)} bytes, more than the {max_bytes} allowed; shrink the image")
+    image = _identify(io.BytesIO(data), name)
+    _check_size(image.size, name, max_pixels)
+    return _decode(image, name)
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    try:
+        if path.is_dir():
+            raise ImageError(f"{path}: a folder; give one image file")
+        if not path.is_file():
+            raise ImageError(f"{path}: no such image file")
+        with path.open("rb") as file:
+            return file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise ImageError(f"{path}: can't be read ({_reason(error)})") from error
+
+
+def _identify(file: BinaryIO, name: str) -> Image.Image:
+    """Find the format and read the header.
+
+    `PIL.Image.open` would warn about many pixels, on stderr and before we could count them; silencing it is not safe
+    between threads. So its loop over the formats is written out here, without the warning.
+    """
+    prefix = file.read(16)
+    for register in (Image.preinit, Image.init):  # the common formats first: `init` imports all the others
+        register()
+        for format_name in FORMATS:
+            if format_name not in Image.OPEN:
+                continue
+            factory, accept = Image.OPEN[format_name]
+            accepted = accept is not None and accept(prefix)
+            if not accepted or isinstance(accepted, str):  # a string says why not
+                continue
+            file.seek(0)
+            try:
+                # PIL's JPEG factory would look for further pictures behind the first, and warn about odd ones
+                return JpegImageFile(file) if format_name == "JPEG" else factory(file, "")
+            except Exception as error:  # decoders raise nearly any class on damaged bytes
+                raise ImageError(f"{name}: a damaged {format_name} image ({_reason(error)}); save it anew") from error
+    raise ImageError(f"{name}: not an image in a known format ({', '.join(FORMATS)})")
+
+
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    if min(size) < 1:
+        raise ImageError(f"{name}: {_pixels(size)}, so it is empty; give an image with at least one pixel")
+    if math.prod(size) > max_pixels:
+        raise ImageError(f"{name}: {_pixels(size)}, more than the {max_pixels} allowed; shrink the image")
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    try:
+        image.load()
+    except Exception as error:  # decoders raise nearly any class on damaged bytes
+        raise ImageError(f"{name}: damaged or truncated ({_reason(error)}); save it anew") from error
+    return image
+
+
+def _image_from_array(array: npt.NDArray[Any], max_pixels: int) -> Image.Image:
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        raise ImageError(
+            f"an array {array.shape} of {array.dtype} is no image; give uint8 of shape (H, W, 3) or (H, W)"
+        )
+    _check_size((array.shape[1], array.shape[0]), "the array", max_pixels)
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _pad(image: Image.Image, x: int, y: int) -> Image.Image:
+    bands = len(image.getbands())
+    palette = image.getpalette() if image.mode == "P" else None
+    padded = ImageOps.expand(image, (x, y, x, y), fill=0 if bands == 1 else (0,) * bands)
+    if palette is not None:
+        padded.putpalette(palette)
+    return padded
+
+
+def _value_table(mean: tuple[float, ...], std: tuple[float, ...]) -> npt.NDArray[np.float32]:
+    """Tabulate the 256 values of each channel, in float32 and in the order of ToTensor and Normalize: (3, 256)."""
+    levels = np.arange(256, dtype=np.float32) / np.float32(255)
+    means, stds = np.asarray(mean, np.float32)[:, None], np.asarray(std, np.float32)[:, None]
+    table: npt.NDArray[np.float32] = (levels - means) / stds
+    table.setflags(write=False)
+    return table
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]} pixels"
+
+
+def _reason(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()).rstrip(".") or type(error).__name__
