@@ -113,7 +113,7 @@ class TwinAttentionCompositor(nn.Module):
 
     def forward(self, reference_tokens: Tensor, candidate_tokens: Tensor) -> Tensor:
         """Relate two images' tokens (N, T, D) each; returns relation_features F_v (N, D)."""
-        class_token = self.class_token.expand(len(reference_tokens), 1, -1)
+        class_token = self.class_token.expand(reference_tokens.shape[0], 1, -1)
         r = torch.cat([class_token, reference_tokens], dim=1)  # (N, 1 + T, D)
         t = torch.cat([class_token, candidate_tokens], dim=1)
         return (self._stream(self.streams[0], r, t) + self._stream(self.streams[-1], t, r)) / 2
@@ -244,9 +244,9 @@ class DRA(nn.Module):
         text = self.text
         x = text.token_embedding(tokens) + text.positional_embedding[: tokens.shape[1]]
         mask = text.attn_mask[: tokens.shape[1], : tokens.shape[1]]
-        x = text.ln_final(text.transformer(x, attn_mask=mask))  # (N, L, width)
+        x = text.ln_final(text.transformer(x, attn_mask=mask))  # (N, L, width); len(x) would fix N in a trace
         end = (tokens == END_TOKEN).int().argmax(dim=-1)
-        return x[torch.arange(len(x), device=x.device), end] @ text.text_projection  # type: ignore[no-any-return]
+        return x[torch.arange(x.shape[0], device=x.device), end] @ text.text_projection  # type: ignore[no-any-return]
 
     def relate(self, reference_tokens: Tensor, candidate_tokens: Tensor) -> Tensor:
         """Relate two images' tokens (N, T, D) each: relation_features F_v (N, D)."""
