@@ -202,9 +202,14 @@ class DRA(nn.Module):
         """Run the part of the image tower that training freezes on ``image`` (N, 3, S, S)."""
         visual = self.visual
         if isinstance(visual, TimmModel):
-            last = visual.trunk.forward_features(image)  # (N, C, h, w), or (N, prefix + T, C) from a transformer
+            last = visual.trunk.forward_features(image)
             pooled = visual.trunk.forward_head(last)
-            tokens = last.flatten(2).transpose(1, 2) if last.ndim == 4 else last[:, visual.trunk.num_prefix_tokens :]
+            if last.ndim == 3:  # (N, prefix + T, C) from a transformer
+                tokens = last[:, visual.trunk.num_prefix_tokens :]
+            elif getattr(visual.trunk, "output_fmt", "NCHW") == "NHWC":  # Swin and its kin
+                tokens = last.flatten(1, 2)
+            else:
+                tokens = last.flatten(2).transpose(1, 2)
         elif isinstance(visual, ModifiedResNet):
             last = visual.stem(image)
             for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
@@ -277,7 +282,9 @@ def map_channels(visual: nn.Module) -> int:
 def _check_text_tower(text: nn.Module) -> None:
     """Refuse a text tower that can't be cut after its end-of-text token without a change."""
     is_clip = isinstance(text, TextTransformer) and text.attn_mask is not None and text.cls_emb is None
-    if not is_clip or text.pool_type not in ("argmax", "eos") or not isinstance(text.text_projection, Tensor):
+    # The end-of-text token is found by its id, or by being the largest id; both must be CLIP's own.
+    pools = is_clip and {"argmax": text.vocab_size - 1, "eos": text.eos_id}.get(text.pool_type) == END_TOKEN
+    if not pools or not isinstance(text.text_projection, Tensor):
         raise CheckpointError("the text tower must be CLIP's: causal, pooled at the end-of-text token, projected")
 
 
