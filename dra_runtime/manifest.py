@@ -1,0 +1,395 @@
+"""A bundle's manifest: strict parsing into frozen dataclasses, and the bundle's identity.
+
+`docs/bundle.md` states every rule with its reason; `docs/bundle.schema.json` holds those that JSON Schema can say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from dra_runtime.errors import BundleFormatError, UsageError
+from dra_runtime.preprocess import Preprocess
+
+Parsed = TypeVar("Parsed")
+
+SCHEMA_VERSION = "1.0"
+PRECISIONS = ("fp32", "fp16", "int8")
+REQUIRED_GRAPHS = ("image_encoder", "text_encoder", "compositor")
+OPTIONAL_GRAPHS = ("reranker", "query")
+SELFTEST = "selftest.npz"
+MANIFEST = "manifest.json"
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_VERSION = re.compile(r"(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]{0,3})")
+
+# What each graph takes and gives: (name, type, dimensions). "batch" and "length" are free and stand as a symbol of any
+# name; "S" is the image size, "D" the embedding's width, "T" the number of image tokens.
+_SIGNATURES: dict[str, tuple[tuple[tuple[str, str, str], ...], tuple[tuple[str, str, str], ...]]] = {
+    "image_encoder": (
+        (("image", "float32", "batch 3 S S"),),
+        (("image_features", "float32", "batch D"), ("image_tokens", "float32", "batch T D")),
+    ),
+    "text_encoder": ((("tokens", "int32", "batch length"),), (("text_features", "float32", "batch D"),)),
+    "compositor": (
+        (("image_features", "float32", "batch D"), ("text_features", "float32", "batch D")),
+        (("query", "float32", "batch D"),),
+    ),
+    "reranker": (
+        (("reference_tokens", "float32", "batch T D"), ("candidate_tokens", "float32", "batch T D")),
+        (("relation_features", "float32", "batch D"),),
+    ),
+    "query": (
+        (("image", "float32", "batch 3 S S"), ("tokens", "int32", "batch length")),
+        (("query", "float32", "batch D"),),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file's SHA-256 (hex) and size in bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A graph's input or output; a free dimension is a symbol's name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX graph: its file, inputs and outputs."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """How texts become tokens."""
+
+    merges: str
+    context_length: int
+    vocab_size: int
+    start_token: int
+    end_token: int
+    type: str = "clip_bpe"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle holds. ``dim`` is the width of its embedding; ``parity`` is what ``dra-export verify`` measured."""
+
+    bundle_id: str
+    precision: str
+    files: Mapping[str, FileEntry]
+    graphs: Mapping[str, GraphSpec]
+    preprocess: Preprocess
+    tokenizer: TokenizerSpec
+    dim: int
+    provenance: Mapping[str, Any]
+    parity: Mapping[str, Any] | None = None
+    schema_version: str = SCHEMA_VERSION
+
+
+def manifest_from_dict(values: Any) -> Manifest:
+    """Check a manifest's values and return them as a dataclass.
+
+    The bundle id's form is checked, not its value; `dra_runtime.bundle.Bundle.open` compares that too.
+
+    Raises
+    ------
+    BundleFormatError
+        A rule of docs/bundle.md is broken; the message names the place.
+    """
+    top = _keys(
+        values,
+        "the manifest",
+        "schema_version bundle_id precision files graphs preprocess tokenizer embedding provenance parity",
+    )
+    version = _text(top["schema_version"], "schema_version", _VERSION, "a version such as '1.0'")
+    if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        raise _broken("schema_version", version, f"{SCHEMA_VERSION}; install the toolkit that made the bundle")
+    files = _mapping(top["files"], "files", _file_entry, _FILE_NAME)
+    if MANIFEST in files:
+        raise _broken("files", MANIFEST, "other files; a manifest can't hold its own hash")
+    if SELFTEST not in files:
+        raise _broken("files", sorted(files), f"{SELFTEST} among them")
+    preprocess = _preprocess(top["preprocess"])
+    tokenizer = _tokenizer(top["tokenizer"], files)
+    dim = _whole(_keys(top["embedding"], "embedding", "dim")["dim"], "embedding.dim", 1, 65_536)
+    return Manifest(
+        schema_version=version,
+        bundle_id=_text(top["bundle_id"], "bundle_id", _SHA256, "64 hexadecimal digits"),
+        precision=_one_of(top["precision"], "precision", PRECISIONS),
+        files=files,
+        graphs=_graphs(top["graphs"], files, preprocess.image_size, dim),
+        preprocess=preprocess,
+        tokenizer=tokenizer,
+        dim=dim,
+        provenance=_plain_mapping(top["provenance"], "provenance"),
+        parity=None if top["parity"] is None else _plain_mapping(top["parity"], "parity"),
+    )
+
+
+def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
+    """Return the plain values that go into manifest.json."""
+    return {
+        "schema_version": manifest.schema_version,
+        "bundle_id": manifest.bundle_id,
+        "precision": manifest.precision,
+        "files": {name: {"sha256": f.sha256, "size": f.size} for name, f in manifest.files.items()},
+        "graphs": {
+            name: {
+                "file": graph.file,
+                "inputs": [_tensor_to_dict(t) for t in graph.inputs],
+                "outputs": [_tensor_to_dict(t) for t in graph.outputs],
+            }
+            for name, graph in manifest.graphs.items()
+        },
+        "preprocess": manifest.preprocess.to_dict(),
+        "tokenizer": {
+            "type": manifest.tokenizer.type,
+            "merges": manifest.tokenizer.merges,
+            "context_length": manifest.tokenizer.context_length,
+            "vocab_size": manifest.tokenizer.vocab_size,
+            "start_token": manifest.tokenizer.start_token,
+            "end_token": manifest.tokenizer.end_token,
+        },
+        "embedding": {"dim": manifest.dim},
+        "provenance": dict(manifest.provenance),
+        "parity": None if manifest.parity is None else dict(manifest.parity),
+    }
+
+
+def bundle_id_of(manifest: Manifest | Mapping[str, Any]) -> str:
+    """Return the id that a manifest, or its plain values, must carry.
+
+    SHA-256 (hex) of the canonical JSON (keys sorted, no spaces, ASCII) of everything but ``bundle_id`` and ``parity``:
+    measuring a bundle again doesn't make it another one.
+    """
+    values = manifest_to_dict(manifest) if isinstance(manifest, Manifest) else manifest
+    kept = {key: value for key, value in values.items() if key not in ("bundle_id", "parity")}
+    canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def manifest_values_from_json(text: bytes) -> Any:
+    """Parse JSON that keeps to the letter: UTF-8, no key twice, no NaN or Infinity.
+
+    Raises
+    ------
+    BundleFormatError
+        It doesn't.
+    """
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BundleFormatError(f"{MANIFEST} is no JSON ({error}); export the bundle again") from error
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
+        raise BundleFormatError(f"{MANIFEST} has the key {_short(twice)} twice; export the bundle again")
+    return values
+
+
+def _no_constant(name: str) -> Any:
+    raise BundleFormatError(f"{MANIFEST} holds {name}, which is no JSON number; export the bundle again")
+
+
+def _graphs(values: Any, files: Mapping[str, FileEntry], image_size: int, dim: int) -> dict[str, GraphSpec]:
+    known = (*REQUIRED_GRAPHS, *OPTIONAL_GRAPHS)
+    values = _object(values, "graphs")
+    if missing := [name for name in REQUIRED_GRAPHS if name not in values]:
+        raise _broken("graphs", sorted(values), f"{', '.join(missing)} as well")
+    if unknown := [name for name in values if name not in known]:
+        raise _broken("graphs", unknown[0], f"only {', '.join(known)}")
+    sizes: dict[str, int] = {"3": 3, "S": image_size, "D": dim}  # and T, once the image encoder has told it
+    graphs = {name: _graph(values[name], name, files, sizes) for name in known if name in values}
+    if "reranker" in graphs and len(graphs["image_encoder"].outputs) != 2:
+        raise _broken("graphs.image_encoder.outputs", ["image_features"], "image_tokens too, since there is a reranker")
+    return graphs
+
+
+def _graph(values: Any, name: str, files: Mapping[str, FileEntry], sizes: dict[str, int]) -> GraphSpec:
+    place = f"graphs.{name}"
+    graph = _keys(values, place, "file inputs outputs")
+    inputs, outputs = _SIGNATURES[name]
+    if name == "image_encoder" and isinstance(graph["outputs"], list) and len(graph["outputs"]) == 1:
+        outputs = outputs[:1]  # a model without TAC has no image tokens
+    symbols: dict[str, str] = {}
+    return GraphSpec(
+        file=_named_file(graph["file"], f"{place}.file", files),
+        inputs=_tensors(graph["inputs"], f"{place}.inputs", inputs, sizes, symbols),
+        outputs=_tensors(graph["outputs"], f"{place}.outputs", outputs, sizes, symbols),
+    )
+
+
+def _tensors(
+    values: Any,
+    place: str,
+    signature: Sequence[tuple[str, str, str]],
+    sizes: dict[str, int],
+    symbols: dict[str, str],
+) -> tuple[TensorSpec, ...]:
+    if not isinstance(values, list) or len(values) != len(signature):
+        raise _broken(place, values, f"a list of {', '.join(name for name, _, _ in signature)}")
+    tensors = []
+    for number, (value, (name, dtype, dims)) in enumerate(zip(values, signature, strict=True)):
+        here = f"{place}[{number}]"
+        tensor = _keys(value, here, "name dtype shape")
+        _one_of(tensor["name"], f"{here}.name", (name,))
+        _one_of(tensor["dtype"], f"{here}.dtype", (dtype,))
+        shape, wanted = tensor["shape"], dims.split()
+        if not isinstance(shape, list) or len(shape) != len(wanted):
+            raise _broken(f"{here}.shape", shape, f"{len(wanted)} dimensions: {', '.join(wanted)}")
+        for size, dim in zip(shape, wanted, strict=True):
+            _dimension(size, dim, f"{here}.shape", sizes, symbols)
+        tensors.append(TensorSpec(name, dtype, tuple(shape)))
+    return tuple(tensors)
+
+
+def _dimension(size: Any, dim: str, place: str, sizes: dict[str, int], symbols: dict[str, str]) -> None:
+    if dim in ("batch", "length"):
+        _text(size, place, _SYMBOL, f"a symbol's name for the free dimension {dim}, such as {dim!r}")
+        if symbols.setdefault(dim, size) != size or len(set(symbols.values())) != len(symbols):
+            raise _broken(place, size, f"one symbol for {dim} throughout the graph, and no other dimension's")
+    elif type(size) is not int or size < 1 or sizes.setdefault(dim, size) != size:
+        raise _broken(place, size, str(sizes[dim]) if dim in sizes and sizes[dim] != size else "a number above 0")
+
+
+def _preprocess(values: Any) -> Preprocess:
+    values = _keys(values, "preprocess", "image_size pad_ratio interpolation mean std")
+    for name in ("mean", "std"):
+        if not isinstance(values[name], list):
+            raise _broken(f"preprocess.{name}", values[name], "a list of three numbers")
+    try:
+        return Preprocess.from_dict(values)
+    except UsageError as error:
+        raise BundleFormatError(f"{MANIFEST}: preprocess: {error}") from error
+
+
+def _tokenizer(values: Any, files: Mapping[str, FileEntry]) -> TokenizerSpec:
+    values = _keys(values, "tokenizer", "type merges context_length vocab_size start_token end_token")
+    vocab_size = _whole(values["vocab_size"], "tokenizer.vocab_size", 514, 2**24)
+    return TokenizerSpec(
+        type=_one_of(values["type"], "tokenizer.type", ("clip_bpe",)),
+        merges=_named_file(values["merges"], "tokenizer.merges", files),
+        context_length=_whole(values["context_length"], "tokenizer.context_length", 2, 65_536),
+        vocab_size=vocab_size,
+        start_token=_whole(values["start_token"], "tokenizer.start_token", 0, vocab_size - 1),
+        end_token=_whole(values["end_token"], "tokenizer.end_token", 0, vocab_size - 1),
+    )
+
+
+def _file_entry(values: Any, place: str) -> FileEntry:
+    values = _keys(values, place, "sha256 size")
+    return FileEntry(
+        sha256=_text(values["sha256"], f"{place}.sha256", _SHA256, "64 hexadecimal digits"),
+        size=_whole(values["size"], f"{place}.size", 0, 2**53),
+    )
+
+
+def _named_file(value: Any, place: str, files: Mapping[str, FileEntry]) -> str:
+    name = _text(value, place, _FILE_NAME, "a plain file name")
+    if name not in files:
+        raise _broken(place, name, "a name that stands in files")
+    return name
+
+
+def _tensor_to_dict(tensor: TensorSpec) -> dict[str, Any]:
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
+
+
+def _object(values: Any, place: str) -> dict[str, Any]:
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise _broken(place, values, "an object")
+    checked: dict[str, Any] = values
+    return checked
+
+
+def _keys(values: Any, place: str, expected: str) -> dict[str, Any]:
+    checked, names = _object(values, place), expected.split()
+    if unknown := [key for key in checked if key not in names]:
+        raise _broken(place, unknown[0], f"only the keys {', '.join(names)}; a newer toolkit may know more")
+    if missing := [name for name in names if name not in checked]:
+        raise _broken(place, sorted(checked), f"the key {missing[0]} too")
+    return checked
+
+
+def _mapping(
+    values: Any, place: str, parse: Callable[[Any, str], Parsed], pattern: re.Pattern[str]
+) -> dict[str, Parsed]:
+    values = _object(values, place)
+    for name in values:
+        _text(name, place, pattern, "plain file names (letters, digits, '.', '_', '-'; no path)")
+    return {name: parse(value, f"{place}.{name}") for name, value in values.items()}
+
+
+def _text(value: Any, place: str, pattern: re.Pattern[str], expected: str) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise _broken(place, value, expected)
+    return value
+
+
+def _whole(value: Any, place: str, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise _broken(place, value, f"a whole number from {least} to {most}")
+    return int(value)
+
+
+def _one_of(value: Any, place: str, allowed: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        raise _broken(place, value, " or ".join(map(repr, allowed)))
+    return value
+
+
+def _plain_mapping(values: Any, place: str) -> dict[str, Any]:
+    checked = _object(values, place)
+    try:
+        plain = _is_plain(checked)
+    except RecursionError:
+        plain = False
+    if not plain:
+        raise _broken(place, checked, "plain JSON values: texts, finite numbers, true, false, null, lists, objects")
+    return checked
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, str | int)
+
+
+def _broken(place: str, found: Any, expected: str) -> BundleFormatError:
+    return BundleFormatError(f"{MANIFEST}: {place} has {_short(found)}; expected {expected}")
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
