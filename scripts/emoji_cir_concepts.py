@@ -173,7 +173,7 @@ kissing | couple | people=kiss,men=kiss: man\\, man,women=kiss: woman\\, woman,m
 heart-between | couple | people=couple with heart,men=couple with heart: man\\, man,women=couple with heart: woman\\, woman,man-and-woman=couple with heart: woman\\, man | with a heart between them
 wrestling | couple | people=people wrestling,men=men wrestling,women=women wrestling | wrestling
 bunny-ears | couple | people=people with bunny ears,men=men with bunny ears,women=women with bunny ears | with bunny ears
-"""
+"""  # noqa: E501 (one concept a line)
 
 # Names where "concept-gender" would read oddly.
 NAMES = {

@@ -21,12 +21,12 @@ FAMILIES: dict[str, str] = {
     "fly, worm, microbe",
     "flower": "bouquet, ~cherry blossom=cherry blossom, lotus=lotus flower, rose, wilted flower, hibiscus, sunflower, "
     "tulip, hyacinth",
-    "plant": "seedling, potted plant, evergreen tree, deciduous tree, palm tree, cactus, sheaf of rice, herb=green herb, "
-    "four leaf clover=four-leaf clover, maple leaf, empty nest, nest with eggs, mushroom",
+    "plant": "seedling, potted plant, evergreen tree, deciduous tree, palm tree, cactus, sheaf of rice, "
+    "herb=green herb, four leaf clover=four-leaf clover, maple leaf, empty nest, nest with eggs, mushroom",
     "fruit": "~grapes=grapes, melon, watermelon, tangerine, lemon, banana, pineapple, mango, red apple, green apple, "
     "pear, peach, ~cherries=cherries, strawberry, ~blueberries=blueberries, kiwi fruit, tomato, olive, coconut",
-    "vegetable": "avocado, eggplant, potato, carrot, ear of corn, bell pepper, cucumber, leafy green, ~broccoli=broccoli, "
-    "garlic=garlic bulb, onion, ~peanuts=peanuts, ~beans=beans, chestnut, ginger root, pea pod",
+    "vegetable": "avocado, eggplant, potato, carrot, ear of corn, bell pepper, cucumber, leafy green, "
+    "~broccoli=broccoli, garlic=garlic bulb, onion, ~peanuts=peanuts, ~beans=beans, chestnut, ginger root, pea pod",
     "meal": "bread=loaf of bread, croissant, baguette bread=baguette, flatbread, pretzel, bagel, ~pancakes=pancakes, "
     "waffle, cheese wedge=wedge of cheese, meat on bone=piece of meat on the bone, poultry leg=chicken leg, "
     "cut of meat=raw steak, ~bacon=bacon, hamburger, ~french fries=french fries, pizza=slice of pizza, hot dog, "
@@ -39,8 +39,8 @@ FAMILIES: dict[str, str] = {
     "cupcake, pie, chocolate bar, candy=piece of candy, lollipop, custard, honey pot",
     "drink": "baby bottle, glass of milk, hot beverage=cup of coffee, teapot, teacup without handle, sake=sake set, "
     "bottle with popping cork, wine glass=glass of wine, cocktail glass=martini glass, tropical drink, "
-    "beer mug=mug of beer, tumbler glass=tumbler of whisky, cup with straw, ~bubble tea=bubble tea, beverage box=juice box, "
-    "ice=ice cube",
+    "beer mug=mug of beer, tumbler glass=tumbler of whisky, cup with straw, ~bubble tea=bubble tea, "
+    "beverage box=juice box, ice=ice cube",
     "building": "hut, house, house with garden, office building, post office, hospital, bank, hotel, "
     "convenience store, school, department store, factory, Japanese castle, castle, church, mosque, "
     "hindu temple=Hindu temple, synagogue, fountain, tent, ferris wheel, roller coaster, circus tent",
@@ -59,14 +59,14 @@ FAMILIES: dict[str, str] = {
     "gem stone=gemstone",
     "instrument": "saxophone, trumpet, accordion, guitar, musical keyboard, violin, banjo, long drum, "
     "~maracas=maracas, flute",
-    "device": "mobile phone, telephone receiver, pager, fax machine, battery=full battery, laptop, printer, floppy disk, "
-    "abacus, movie camera, television, camera, video camera, videocassette, light bulb, flashlight, radio, "
-    "headphone=pair of headphones, electric plug",
+    "device": "mobile phone, telephone receiver, pager, fax machine, battery=full battery, laptop, printer, "
+    "floppy disk, abacus, movie camera, television, camera, video camera, videocassette, light bulb, flashlight, "
+    "radio, headphone=pair of headphones, electric plug",
     "tool": "hammer, axe, bomb, boomerang, bow and arrow, carpentry saw, wrench, screwdriver, nut and bolt, "
     "hook, toolbox, magnet, ladder, key, paperclip, triangular ruler, straight ruler, pushpin",
-    "household thing": "door, mirror, window, chair, toilet, plunger, shower, bathtub, mouse trap, razor, lotion bottle, "
-    "safety pin, broom, basket, roll of paper, bucket, soap=bar of soap, toothbrush, sponge, fire extinguisher, "
-    "shopping cart, alarm clock, hourglass done=hourglass, watch",
+    "household thing": "door, mirror, window, chair, toilet, plunger, shower, bathtub, mouse trap, razor, "
+    "lotion bottle, safety pin, broom, basket, roll of paper, bucket, soap=bar of soap, toothbrush, sponge, "
+    "fire extinguisher, shopping cart, alarm clock, hourglass done=hourglass, watch",
     "science thing": "test tube, petri dish, microscope, telescope, satellite antenna, syringe, pill, "
     "adhesive bandage, crutch, stethoscope, x-ray=X-ray",
 }

@@ -154,7 +154,7 @@ def split_images(images: list[Image]) -> dict[str, list[Image]]:
         if concept in unseen:
             splits["val_unseen"] += own
             continue
-        order = random.Random(f"{SEED} split {concept}").sample(own, len(own))
+        order = random.Random(f"{SEED} split {concept}").sample(own, len(own))  # noqa: S311 (wanted: reproducible)
         held = round(VAL_SHARE.get(concept, OTHER_VAL_SHARE) * len(own)) if own[0].kind in _people() else 0
         splits["val"] += order[:held]
         splits["train"] += order[held:]
@@ -217,7 +217,7 @@ def words_of(text: str) -> set[str]:
 
 def make_entries(split: str, images: list[Image], first_id: int, known: set[str]) -> list[dict]:
     """Return the split's triplets; outside train half of the captions use held-out frames and known words only."""
-    rng = random.Random(f"{SEED} captions {split}")
+    rng = random.Random(f"{SEED} captions {split}")  # noqa: S311
     frame_words = set().union(*(words_of(f) for frames in HELD_OUT.values() for f in frames))
     # The look-alikes come from the images that share a concept or everything else with the pair.
     by_concept, by_looks = defaultdict(list), defaultdict(list)
@@ -257,7 +257,10 @@ def make_entries(split: str, images: list[Image], first_id: int, known: set[str]
     rng.shuffle(entries)
     for number, entry in enumerate(entries, first_id):
         members = entry.pop("members")
-        ranks = {"reference_rank": members.index(entry["reference"]), "target_rank": members.index(entry["target_hard"])}
+        ranks = {
+            "reference_rank": members.index(entry["reference"]),
+            "target_rank": members.index(entry["target_hard"]),
+        }
         entry["img_set"] = {"id": number, "members": members, **ranks}
     return [{"pairid": n, **entry} for n, entry in enumerate(entries, first_id)]
 
@@ -271,9 +274,7 @@ def _lines(rows: list | dict) -> str:
 
 
 def write(out: Path, splits: dict[str, list[Image]], pictures: dict[Image, Pillow.Image]) -> dict[str, list[dict]]:
-    """Write images, captions, splits and attributes under `out`; return the triplets of each split."""
-    for old in (out / "cirr", out / "img_raw"):
-        shutil.rmtree(old, ignore_errors=True)
+    """Write images, captions, splits and attributes under the empty folder `out`; return each split's triplets."""
     for folder in ("cirr/captions", "cirr/image_splits"):
         (out / folder).mkdir(parents=True)
     attributes: dict[str, dict[str, str]] = {}
@@ -295,6 +296,16 @@ def write(out: Path, splits: dict[str, list[Image]], pictures: dict[Image, Pillo
     return result
 
 
+def put_in_place(built: Path, out: Path) -> None:
+    """Replace what an earlier run left in `out` by what lies in `built`; other files of `out` stay."""
+    out.mkdir(parents=True, exist_ok=True)
+    for new in sorted(built.iterdir()):
+        if (out / new.name).is_dir():
+            shutil.rmtree(out / new.name)
+        new.replace(out / new.name)
+    built.rmdir()
+
+
 def main() -> None:
     """Build the data set and print its counts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -302,18 +313,31 @@ def main() -> None:
     parser.add_argument("--emojibase", type=Path, required=True, help="unpacked emojibase-data")
     parser.add_argument("--out", type=Path, required=True, help="folder to fill: data/emoji_cir")
     args = parser.parse_args()
+    for needed, package in (
+        (args.fluent_emoji / "assets", "@lobehub/fluent-emoji-3d"),
+        (args.emojibase / "en" / "data.json", "emojibase-data"),
+    ):
+        if not needed.exists():
+            parser.error(f"{needed} is missing: unpack the npm package {package} and name its folder `package`")
     pictures = {image: read_picture(path) for image, path in read_images(args.fluent_emoji, args.emojibase).items()}
     total = len(pictures)
     dropped = drop_near(pictures)
     print(f"{total} images, {len(dropped)} near-duplicates dropped:")
     print("  " + ", ".join(f"{name} (= {kept}, {value})" for name, kept, value in dropped))
     splits = split_images(list(pictures))
-    result = write(args.out, splits, pictures)
+    built = args.out.with_name(args.out.name + ".part")
+    shutil.rmtree(built, ignore_errors=True)
+    try:
+        result = write(built, splits, pictures)
+        put_in_place(built, args.out)
+    finally:
+        shutil.rmtree(built, ignore_errors=True)
     for split, images in splits.items():
         concepts = len({i.concept for i in images})
         print(f"{split}: {len(images)} images, {concepts} concepts, {len(result[split])} triplets")
     print("unseen concepts: " + ", ".join(sorted({i.concept for i in splits["val_unseen"]})))
     counts = {split: Counter(e["edit"] for e in entries) for split, entries in result.items()}
+    print("| edit | " + " | ".join(result) + " |\n|---|" + "---|" * len(result))
     for edit in QUOTAS["train"]:
         print("| " + " | ".join([edit, *(str(counts[s][edit]) for s in result)]) + " |")
 
