@@ -1,0 +1,118 @@
+"""The contenders, all with the same boundary: preprocessed float32 pixels and strings in, numpy vectors out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from open_clip.tokenizer import SimpleTokenizer
+
+from dra_train.model import DRA
+
+Floats = NDArray[np.float32]
+
+PYTORCH = "pytorch-eager"
+
+
+class Backend(Protocol):
+    """What is timed. N images or texts a call; features are raw, queries of unit length, all (N, D) float32."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+
+    def text_tokens(self, texts: Sequence[str]) -> int:
+        """Return the length L of the token rows that the text tower gets for ``texts``."""
+
+    def image(self, pixels: Floats) -> Floats:
+        """Encode preprocessed images (N, 3, S, S)."""
+
+    def text(self, texts: Sequence[str]) -> Floats:
+        """Tokenize and encode N texts."""
+
+    def compose(self, image_features: Floats, text_features: Floats) -> Floats:
+        """Compose features into queries."""
+
+    def query(self, pixels: Floats, texts: Sequence[str]) -> Floats:
+        """Make whole queries from new reference images and texts."""
+
+    def query_by_id(self, image_features: Floats, texts: Sequence[str]) -> Floats:
+        """Make queries whose references' features are known already."""
+
+
+@dataclass(frozen=True)
+class PyTorchTowers:
+    """The model as its users run it today: eager float32, open_clip's tokenizer and towers, then the Combiner.
+
+    open_clip pads every text to the context length of 77 tokens and runs the tower over all of them. With ``cut``
+    the rows end at the last end-of-text token instead, which PyTorch could do as well.
+    """
+
+    model: DRA
+    tokenizer: SimpleTokenizer
+    cut: bool = False
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return PYTORCH
+
+    def text_tokens(self, texts: Sequence[str]) -> int:
+        """Return the length of the token rows: the context length, or the longest text's where rows are cut."""
+        return int(self._tokens(texts).shape[1])
+
+    def image(self, pixels: Floats) -> Floats:
+        """Encode preprocessed images (N, 3, S, S)."""
+        with torch.inference_mode():
+            return _array(self._image(pixels))
+
+    def text(self, texts: Sequence[str]) -> Floats:
+        """Tokenize and encode N texts."""
+        with torch.inference_mode():
+            return _array(self._text(texts))
+
+    def compose(self, image_features: Floats, text_features: Floats) -> Floats:
+        """Compose features into queries."""
+        with torch.inference_mode():
+            return _array(self.model.compose(torch.from_numpy(image_features), torch.from_numpy(text_features)))
+
+    def query(self, pixels: Floats, texts: Sequence[str]) -> Floats:
+        """Make whole queries from new reference images and texts."""
+        with torch.inference_mode():
+            return _array(self.model.compose(self._image(pixels), self._text(texts)))
+
+    def query_by_id(self, image_features: Floats, texts: Sequence[str]) -> Floats:
+        """Make queries whose references' features are known already."""
+        with torch.inference_mode():
+            return _array(self.model.compose(torch.from_numpy(image_features), self._text(texts)))
+
+    def _image(self, pixels: Floats) -> torch.Tensor:
+        features: torch.Tensor = self.model.visual(torch.from_numpy(pixels))
+        return features
+
+    def _text(self, texts: Sequence[str]) -> torch.Tensor:
+        tokens = self._tokens(texts)
+        # open_clip's own tower takes full rows only, so cut rows go through ours, which computes the same.
+        features: torch.Tensor = self.model.encode_text(tokens) if self.cut else self.model.text(tokens)
+        return features
+
+    def _tokens(self, texts: Sequence[str]) -> torch.Tensor:
+        tokens: torch.Tensor = self.tokenizer(list(texts))
+        if self.cut:
+            longest = int((tokens == self.tokenizer.eot_token_id).int().argmax(dim=-1).max()) + 1
+            tokens = tokens[:, :longest]
+        return tokens
+
+
+def pytorch_towers(model: DRA, cut: bool = False) -> PyTorchTowers:
+    """Make the PyTorch contender from a checkpoint's model."""
+    return PyTorchTowers(model, SimpleTokenizer(context_length=int(model.text.context_length)), cut)
+
+
+def _array(features: torch.Tensor) -> Floats:
+    array: Floats = features.numpy()
+    return array

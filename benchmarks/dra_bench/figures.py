@@ -1,0 +1,33 @@
+"""Write figures as people read them."""
+
+from __future__ import annotations
+
+
+def percent(value: float) -> str:
+    """Write a percentage with one decimal and no sign."""
+    return f"{value:.1f}"
+
+
+def milliseconds(value: float) -> str:
+    """Write milliseconds with about three significant digits."""
+    for least, decimals in ((100, 0), (10, 1), (1, 2)):
+        if value >= least:
+            return f"{value:.{decimals}f}"
+    return f"{value:.3f}"
+
+
+def times(value: float) -> str:
+    """Write a ratio, such as ``1.53×``."""
+    return f"{value:.1f}×" if value >= 10 else f"{value:.2f}×"
+
+
+def cosine(value: float) -> str:
+    """Write a cosine near one: as many decimals as it takes to see what is missing."""
+    return f"{value:.8f}"
+
+
+def ordinal(number: int) -> str:
+    """Write a rank, such as ``3rd``."""
+    last = number % 100
+    suffix = "th" if 11 <= last <= 13 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{suffix}"
