@@ -2,7 +2,7 @@
 
 A frame is a sentence with slots. `TRAIN` frames occur in every split, `HELD_OUT` frames in `val` and `val_unseen`
 alone: their attribute words are known from training, their wording is not. Pronouns follow the reference image:
-him, her, or them for people of no particular gender, couples and whenever the gender itself changes.
+him, her, or them for people of no particular gender and whenever the gender itself changes.
 """
 
 from __future__ import annotations
@@ -41,10 +41,6 @@ GENDER_WORDS = {
     "person": ("a gender-neutral person", "a person of no particular gender", "someone gender-neutral"),
     "man": ("a man",),
     "woman": ("a woman",),
-    "people": ("two gender-neutral people", "two people of no particular gender"),
-    "men": ("two men",),
-    "women": ("two women",),
-    "man-and-woman": ("a man and a woman", "a woman and a man"),
 }
 CHILD_WORDS = {
     "person": ("a gender-neutral child", "a child of no particular gender"),
@@ -77,7 +73,6 @@ TRAIN: dict[str, tuple[str, ...]] = {
         "{poss} skin is {tone} now",
     ),
     "tone.hand": ("the same gesture with {tone} skin", "same pose of the hand, {tone} skin"),
-    "tone.couple": ("both with {tone} skin", "give them both {tone} skin", "the same two with {tone} skin"),
     "default": (
         "with the default yellow skin",
         "in the default yellow",
@@ -118,7 +113,6 @@ TRAIN: dict[str, tuple[str, ...]] = {
         "should be {gender}",
     ),
     "gender.single": ("make them {gender}", "turn them into {gender}", "swap {obj} for {gender}"),
-    "gender.couple": ("make them {gender}", "the couple should be {gender}", "swap them for {gender}"),
     "hair": (
         "with {hair}",
         "give {obj} {hair}",
@@ -276,7 +270,7 @@ def concept_words(image: Image, rng: random.Random, gender: str | None = None) -
 
 
 def gender_words(image: Image, rng: random.Random) -> str:
-    """Return "a woman", "two men", "a boy": the image's gender as a noun phrase."""
+    """Return "a woman", "a boy": the image's gender as a noun phrase."""
     table = CHILD_WORDS if image.concept == "child" else GENDER_WORDS
     return rng.choice(table[image.gender])
 
@@ -374,7 +368,7 @@ def _style(text: str, rng: random.Random) -> str:
 def _frames(group: str, a: Image, held_out: bool) -> tuple[str, ...]:
     if held_out:
         return HELD_OUT[group]
-    domain = "hand" if a.kind == "hand" else "couple" if a.kind == "couple" else "single"
+    domain = "hand" if a.kind == "hand" else "single"
     return TRAIN[group] + TRAIN.get(f"{group}.{domain}", ())
 
 
