@@ -13,7 +13,7 @@ from open_clip.timm_model import TimmModel
 from torch import nn
 
 from dra_runtime.errors import UsageError
-from dra_runtime.preprocess import Preprocess
+from dra_runtime.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from dra_train.model import DRA, DRAConfig
 
 _HALF = (0.5, 0.5, 0.5)
@@ -59,8 +59,8 @@ def model_config(backbone: str, **options: Any) -> DRAConfig:
     if clip is None:
         known = ", ".join([*OURS, "RN50", "RN50x4", "ViT-B-32", "ViT-B-16", "ViT-L-14"])
         raise UsageError(f"backbone {backbone!r} is unknown; use {known} or another open_clip model name")
-    mean_std = {"mean": _HALF, "std": _HALF} if backbone == "demo" else {}  # what EfficientNet-Lite was trained with
-    preprocess = Preprocess(image_size=clip["vision_cfg"]["image_size"], **mean_std)
+    mean, std = (_HALF, _HALF) if backbone == "demo" else (CLIP_MEAN, CLIP_STD)  # EfficientNet-Lite saw [-1, 1]
+    preprocess = Preprocess(clip["vision_cfg"]["image_size"], mean=mean, std=std)
     try:
         return DRAConfig(clip=clip, preprocess=preprocess, backbone=backbone, **options)
     except TypeError as error:
@@ -101,6 +101,8 @@ def _enliven_batch_norms(visual: nn.Module) -> None:
     """
     for module in visual.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             nn.init.uniform_(module.weight, 0.5, 1.0)
             nn.init.normal_(module.bias, std=0.1)
             nn.init.normal_(module.running_mean, std=0.1)

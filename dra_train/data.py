@@ -52,6 +52,8 @@ def load_cirr(root: Path, split: str) -> Dataset:
         raise DatasetError(f"{root} has no split {split!r}; it has {', '.join(found) or 'none'}")
     paths = _read_json(annotations / "image_splits" / f"split.rc2.{split}.json", dict)
     image_root = next((d for d in (root / "img_raw", root) if d.is_dir()), root)
+    if wrong := [name for name, relative in paths.items() if not isinstance(relative, str)]:
+        raise DatasetError(f"split {split!r} gives no path for {len(wrong)} images, such as {wrong[0]!r}")
     images = {name: image_root / relative for name, relative in paths.items()}
     missing = [name for name, path in images.items() if not path.is_file()]
     if missing:
@@ -71,7 +73,7 @@ def load_cirr(root: Path, split: str) -> Dataset:
 
 def _query(entry: Any, position: int, source: Path) -> Query:
     try:
-        return Query(
+        query = Query(
             id=int(entry["pairid"]),
             reference=entry["reference"],
             text=entry["caption"],
@@ -81,6 +83,10 @@ def _query(entry: Any, position: int, source: Path) -> Query:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DatasetError(f"{source}, entry {position}: expected CIRR's keys, but {error!r}") from error
+    strings = (query.reference, query.text, query.target, query.edit, *query.group)
+    if wrong := [value for value in strings if not isinstance(value, str)]:
+        raise DatasetError(f"{source}, entry {position}: expected names and a caption as strings, found {wrong[0]!r}")
+    return query
 
 
 def _read_json(path: Path, kind: type) -> Any:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dra_runtime.errors import CheckpointError
 from dra_train.data import Dataset
 from dra_train.features import image_features, text_features
 from dra_train.metrics import recalls, recalls_by_edit, subset_ranks, target_ranks
@@ -39,7 +40,10 @@ def score(model: DRA, dataset: Dataset) -> Scores:
     gallery = F.normalize(raw, dim=-1)
 
     def cosines(queries: Tensor) -> NDArray[np.float32]:
-        return (F.normalize(queries, dim=-1) @ gallery.T).numpy()
+        values = F.normalize(queries, dim=-1) @ gallery.T
+        if not values.isfinite().all():
+            raise CheckpointError("the model's features aren't finite: its training diverged; lower the learning rate")
+        return values.numpy()
 
     composed = model.compose(references, texts)
     return Scores(cosines(composed), cosines(references), cosines(texts))

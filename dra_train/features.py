@@ -17,7 +17,7 @@ from dra_train.vocabulary import clip_tokenizer
 BATCH = 32
 
 
-@torch.inference_mode()
+@torch.no_grad()  # no inference mode: training saves these for its backward pass
 def trunk_features(model: DRA, paths: Sequence[Path], label: str = "image features") -> FrozenFeatures:
     """Run the frozen part of the image tower over images: pooled (N, P) float32, feature_map (N, T, C) half."""
     pooled, maps = [], []
@@ -28,8 +28,7 @@ def trunk_features(model: DRA, paths: Sequence[Path], label: str = "image featur
             pooled.append(frozen.pooled)
             maps.append(frozen.feature_map.half())  # half: the maps are what fills the memory
             advance(len(batch))
-    # Cloned out of inference mode, so that training may save them for its backward pass.
-    return FrozenFeatures(torch.cat(pooled).clone(), torch.cat(maps).clone())
+    return FrozenFeatures(torch.cat(pooled), torch.cat(maps))
 
 
 @torch.inference_mode()

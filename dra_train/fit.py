@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dra_runtime import __version__
 from dra_runtime.console import progress
+from dra_runtime.errors import UsageError
 from dra_train.backbones import model_config, untrained_model
 from dra_train.checkpoint import save_checkpoint
 from dra_train.data import Dataset
@@ -30,6 +31,7 @@ from dra_train.features import tokenize, trunk_features
 from dra_train.losses import explicit_loss, implicit_loss, unique_candidates
 from dra_train.model import DRA, FrozenFeatures
 from dra_train.settings import FitSettings, LossSettings, StageSettings
+from dra_train.vocabulary import END_TOKEN
 
 WARM_UP = 0.1  #: share of a stage's steps in which the learning rate rises; then it falls as a cosine
 MAX_LOGIT_SCALE = 100.0  #: CLIP's bound on learned temperatures
@@ -71,9 +73,12 @@ def fit(settings: FitSettings, dataset: Dataset, out: Path, seed: int = 0) -> DR
 
     The same settings, seed, library versions and thread count give the same weights.
     """
+    try:  # before the minutes of work whose result goes there
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out} can't be the run's folder: {error}") from error
     model = untrained_model(model_config(**settings.model), seed)
     triplets = make_triplets(model, dataset)
-    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     temperatures = Temperatures(settings.loss.logit_scale)
     with (out / "log.jsonl").open("w", encoding="utf-8") as log:
@@ -106,7 +111,8 @@ def make_triplets(model: DRA, dataset: Dataset) -> Triplets:
         reference=torch.tensor([index[q.reference] for q in dataset.queries]),
         target=torch.tensor([index[q.target] for q in dataset.queries]),
         tokens=tokens,
-        length=(tokens != 0).sum(dim=1),
+        # Not the count of non-zeros: 0 pads, but it is also the id of "!" inside a word.
+        length=(tokens == END_TOKEN).int().argmax(dim=1) + 1,
         text_id=torch.tensor([text_id[text] for text in texts]),
         images=trunk_features(model, list(dataset.images.values()), "training images"),
     )

@@ -19,6 +19,7 @@ def target_ranks(scores: NDArray[np.float32], queries: Sequence[Query], names: S
     ``scores`` (Q, G) holds one row a query and one column a name. Returns (Q,) ranks from 0: how many others
     score higher, or equal with a name that sorts before.
     """
+    assert np.isfinite(scores).all(), "scores must be finite: nothing is ahead of a NaN, so it would rank first"
     column = {name: i for i, name in enumerate(names)}
     order = np.argsort(np.argsort(np.array(names)))  # a name's place in sorted order, which breaks ties
     target = np.array([column[q.target] for q in queries])
@@ -27,11 +28,13 @@ def target_ranks(scores: NDArray[np.float32], queries: Sequence[Query], names: S
     target_score = scores[rows, target][:, None]
     ahead = (scores > target_score) | ((scores == target_score) & (order[None, :] < order[target][:, None]))
     ahead[rows, reference] = False
-    return ahead.sum(axis=1)
+    ranks: NDArray[np.int64] = ahead.sum(axis=1)
+    return ranks
 
 
 def subset_ranks(scores: NDArray[np.float32], queries: Sequence[Query], names: Sequence[str]) -> NDArray[np.int64]:
     """Rank every query's target among the other members of its group, as `target_ranks` does; -1 without one."""
+    assert np.isfinite(scores).all(), "scores must be finite"
     column = {name: i for i, name in enumerate(names)}
     ranks = np.full(len(queries), -1, dtype=np.int64)
     for i, query in enumerate(queries):

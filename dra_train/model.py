@@ -87,7 +87,7 @@ class Attention(nn.Module):
         """Attend from ``query`` (N, Q, D) to ``key_value`` (N, K, D); returns (N, Q, D)."""
 
         def split(x: Tensor) -> Tensor:  # (N, S, D) -> (N, heads, S, D / heads)
-            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
 
         q, k, v = split(self.q(query)), split(self.k(key_value)), split(self.v(key_value))
         attended = F.scaled_dot_product_attention(q, k, v)
@@ -228,7 +228,7 @@ class DRA(nn.Module):
 
     def project_image(self, pooled: Tensor) -> Tensor:
         """Turn a trunk's ``pooled`` (N, P) into raw image_features (N, D)."""
-        return self.visual.head(pooled) if isinstance(self.visual, TimmModel) else pooled  # type: ignore[no-any-return]
+        return self.visual.head(pooled) if isinstance(self.visual, TimmModel) else pooled
 
     def project_tokens(self, feature_map: Tensor) -> Tensor:
         """Turn a trunk's ``feature_map`` (N, T, C) into the image_tokens (N, T, D) that TAC relates."""
@@ -261,7 +261,8 @@ class DRA(nn.Module):
         """Enhance F_c (N, D) with F_v (N, D), as the configuration's ``augmentation`` says."""
         if self.config.augmentation == "sum":
             return text_features + relation_features
-        return text_features + F.normalize(relation_features, dim=-1) * text_features.norm(dim=-1, keepdim=True)
+        length: Tensor = torch.linalg.vector_norm(text_features, dim=-1, keepdim=True)
+        return text_features + F.normalize(relation_features, dim=-1) * length
 
     def compose(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Compose raw features (N, D) each into queries (N, D) of unit length."""
@@ -281,10 +282,10 @@ def map_channels(visual: nn.Module) -> int:
 
 def _check_text_tower(text: nn.Module) -> None:
     """Refuse a text tower that can't be cut after its end-of-text token without a change."""
-    is_clip = isinstance(text, TextTransformer) and text.attn_mask is not None and text.cls_emb is None
-    # The end-of-text token is found by its id, or by being the largest id; both must be CLIP's own.
-    pools = is_clip and {"argmax": text.vocab_size - 1, "eos": text.eos_id}.get(text.pool_type) == END_TOKEN
-    if not pools or not isinstance(text.text_projection, Tensor):
+    end = -1  # of this tower: the largest id, or the one that it names; it must be CLIP's
+    if isinstance(text, TextTransformer) and text.attn_mask is not None and text.cls_emb is None:
+        end = {"argmax": text.vocab_size - 1, "eos": text.eos_id}.get(text.pool_type, -1)
+    if end != END_TOKEN or not isinstance(text.text_projection, Tensor):
         raise CheckpointError("the text tower must be CLIP's: causal, pooled at the end-of-text token, projected")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -30,8 +31,13 @@ class StageSettings:
         object.__setattr__(self, "train", tuple(self.train))
         if unknown := set(self.train) - set(PARTS):
             raise UsageError(f"unknown part {', '.join(sorted(unknown))} in train; use {', '.join(PARTS)}")
-        if self.epochs < 0 or self.batch_size < 1 or self.learning_rate <= 0:
-            raise UsageError("a stage needs epochs >= 0, batch_size >= 1 and learning_rate > 0")
+        whole = type(self.epochs) is int and type(self.batch_size) is int
+        if not whole or self.epochs < 0 or self.batch_size < 1:
+            raise UsageError(
+                f"epochs {self.epochs!r} and batch_size {self.batch_size!r} must be whole numbers, 0 and 1 up"
+            )
+        if not 0 < _number(self.learning_rate) < math.inf or not 0 <= _number(self.weight_decay) < math.inf:
+            raise UsageError("learning_rate must be a number above 0, weight_decay a number of at least 0")
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class LossSettings:
     def __post_init__(self) -> None:
         if self.views not in VIEWS or self.negatives not in NEGATIVES:
             raise UsageError(f"loss.views is one of {', '.join(VIEWS)}; loss.negatives one of {', '.join(NEGATIVES)}")
+        if not 0 < _number(self.logit_scale) < math.inf or not 0 <= _number(self.implicit_weight) < math.inf:
+            raise UsageError("loss.logit_scale must be a number above 0, loss.implicit_weight a number of at least 0")
 
 
 @dataclass(frozen=True)
@@ -60,9 +68,18 @@ class FitSettings:
     stage1: StageSettings
     stage2: StageSettings
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, Mapping) or not isinstance(self.model.get("backbone"), str):
+            raise UsageError('the section [model] lacks its backbone, such as "demo" or "RN50x4"')
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for a checkpoint's provenance."""
         return asdict(self)
+
+
+def _number(value: object) -> float:
+    """Return a setting as a number; what is none compares as out of every range."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def preset_names() -> list[str]:
@@ -88,8 +105,8 @@ def load_settings(preset: str, overrides: Sequence[str] = ()) -> FitSettings:
         _apply(values, override)
     try:
         loss = LossSettings(**values.pop("loss"))
-        stages = {name: StageSettings(**values.pop(name)) for name in ("stage1", "stage2")}
-        return FitSettings(loss=loss, **stages, **values)
+        stage1, stage2 = (StageSettings(**values.pop(name)) for name in ("stage1", "stage2"))
+        return FitSettings(loss=loss, stage1=stage1, stage2=stage2, **values)
     except (KeyError, TypeError) as error:
         raise UsageError(f"{path.name}: a setting is missing or unknown: {error}") from error
 

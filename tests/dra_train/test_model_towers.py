@@ -2,6 +2,7 @@
 
 import open_clip
 import pytest
+import timm
 import torch
 from open_clip.model import CustomTextCLIP
 from torch.nn.functional import normalize
@@ -126,23 +127,24 @@ def test_image_tokens_are_the_positions_of_the_feature_map(name: str) -> None:
 
 
 def test_channels_last_feature_maps_keep_their_positions() -> None:
-    clip = {
-        "embed_dim": 32,
-        "vision_cfg": {
-            "timm_model_name": "swin_tiny_patch4_window7_224",
-            "timm_pool": "avg",
-            "timm_proj": "linear",
-            "image_size": 224,
-        },
-        "text_cfg": TEXT,
-    }
-    model = untrained_model(DRAConfig(clip=clip, preprocess=Preprocess(image_size=224)))
-    batch = images(model, 1)
+    """Swin keeps (N, h, w, C) where the others keep (N, C, h, w)."""
+    model = untrained_model(config("convolutional"))
+    model.visual.trunk = timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        img_size=96,
+        window_size=3,
+        embed_dim=8,
+        depths=(1, 1, 1, 1),
+        num_heads=(1, 1, 1, 1),
+        num_classes=0,
+    ).eval()
+    batch = torch.randn(1, 3, 96, 96)
     with torch.inference_mode():
-        frozen = model.image_trunk(batch)
-        last = model.visual.trunk.forward_features(batch)  # (1, 7, 7, 768)
-        torch.testing.assert_close(model.project_image(frozen.pooled), model.visual(batch), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(frozen.feature_map[0, 7 * 2 + 5], last[0, 2, 5])
+        tokens = model.image_trunk(batch).feature_map
+        last = model.visual.trunk.forward_features(batch)
+    assert last.shape == (1, 3, 3, 64)
+    assert tokens.shape == (1, 9, 64)
+    torch.testing.assert_close(tokens[0, 3 * 1 + 2], last[0, 1, 2])
 
 
 def test_tokens_follow_a_permutation_of_the_map() -> None:

@@ -1,0 +1,28 @@
+"""What the rooms' tests share: a small checkpoint, the bundle made from it, and real pictures.
+
+Imports stand inside the fixtures, so that a room's tests load only what they use.
+"""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of an untrained checkpoint with every part of the paper's model, but small (read only)."""
+    from dra_train.backbones import model_config, untrained_model
+    from dra_train.checkpoint import save_checkpoint
+
+    path = tmp_path_factory.mktemp("tiny") / "ckpt.pt"
+    save_checkpoint(path, untrained_model(model_config("tiny-resnet"), seed=0), {"made_by": "tests"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def emoji_images() -> tuple[Path, ...]:
+    """Sixteen pictures of the built-in data set's validation split, spread over it."""
+    from dra_train.data import builtin_dataset, load_cirr
+
+    paths = tuple(load_cirr(builtin_dataset(), "val").images.values())
+    return paths[:: max(1, len(paths) // 16)][:16]
