@@ -1,3 +1,50 @@
-"""Answer composed image queries from a bundle, without PyTorch."""
+"""Answer composed image queries from a bundle, without PyTorch.
+
+Start with `Encoder.open` and `Gallery.build`; every error is a `DraError`.
+"""
+
+from dra_runtime.bundle import Bundle
+from dra_runtime.encoder import Encoder
+from dra_runtime.errors import (
+    BackendError,
+    BundleError,
+    BundleFormatError,
+    BundleIntegrityError,
+    CheckpointError,
+    DatasetError,
+    DraError,
+    GalleryError,
+    GalleryFormatError,
+    GalleryMismatchError,
+    ImageError,
+    SelfCheckError,
+    TextError,
+    UnknownIdError,
+    UsageError,
+)
+from dra_runtime.gallery import Gallery, Hit
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "Bundle",
+    "BundleError",
+    "BundleFormatError",
+    "BundleIntegrityError",
+    "CheckpointError",
+    "DatasetError",
+    "DraError",
+    "Encoder",
+    "Gallery",
+    "GalleryError",
+    "GalleryFormatError",
+    "GalleryMismatchError",
+    "Hit",
+    "ImageError",
+    "SelfCheckError",
+    "TextError",
+    "UnknownIdError",
+    "UsageError",
+    "__version__",
+]

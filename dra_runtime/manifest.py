@@ -237,7 +237,7 @@ def _graph(values: Any, name: str, files: Mapping[str, FileEntry], sizes: dict[s
         outputs = outputs[:1]  # a model without TAC has no image tokens
     symbols: dict[str, str] = {}
     return GraphSpec(
-        file=_named_file(graph["file"], f"{place}.file", files),
+        file=_onnx_file(graph["file"], f"{place}.file", files),
         inputs=_tensors(graph["inputs"], f"{place}.inputs", inputs, sizes, symbols),
         outputs=_tensors(graph["outputs"], f"{place}.outputs", outputs, sizes, symbols),
     )
@@ -312,6 +312,13 @@ def _named_file(value: Any, place: str, files: Mapping[str, FileEntry]) -> str:
     name = _text(value, place, _FILE_NAME, "a plain file name")
     if name not in files:
         raise _broken(place, name, "a name that stands in files")
+    return name
+
+
+def _onnx_file(value: Any, place: str, files: Mapping[str, FileEntry]) -> str:
+    name = _named_file(value, place, files)
+    if not name.endswith(".onnx"):  # ONNX Runtime would read other formats by their suffix
+        raise _broken(place, name, "a name that ends in .onnx")
     return name
 
 

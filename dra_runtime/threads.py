@@ -1,0 +1,64 @@
+"""How many threads this process may use: its CPU affinity and its container's CPU quota."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def available_threads(cgroup_root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> int:
+    """Return the number of CPUs that this process may keep busy, at least 1.
+
+    A quota of 2.5 CPUs gives 2: a thread more would be stopped again and again, and the others would wait for it.
+    """
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        allowed = os.cpu_count() or 1
+    quotas = [*_quotas_v2(cgroup_root, process), *_quotas_v1(cgroup_root, process)]
+    return max(1, min([allowed, *(int(quota) for quota in quotas)]))
+
+
+def _quotas_v2(root: Path, process: Path) -> list[float]:
+    """Read cpu.max ("200000 100000" or "max 100000") of this process's group and all above it."""
+    quotas = []
+    for line in _lines(process):
+        if line.startswith("0::"):
+            for group in _with_parents(root, line.removeprefix("0::")):
+                for limit in _lines(group / "cpu.max"):
+                    quota, _, period = limit.partition(" ")
+                    quotas += _quotient(quota, period)
+    return quotas
+
+
+def _quotas_v1(root: Path, process: Path) -> list[float]:
+    quotas = []
+    for line in _lines(process):
+        controllers, _, group_path = line.partition(":")[2].partition(":")
+        if "cpu" in controllers.split(","):
+            for folder in (root / "cpu", root / "cpu,cpuacct"):
+                for group in _with_parents(folder, group_path):
+                    quota, period = (_lines(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+                    quotas += _quotient("".join(quota), "".join(period))
+    return quotas
+
+
+def _with_parents(root: Path, group: str) -> list[Path]:
+    # Inside a container the path may be the host's and lead nowhere; the root is then the container's own group
+    parts = [part for part in group.split("/") if part not in ("", "..")]
+    return [root.joinpath(*parts[:length]) for length in range(len(parts) + 1)]
+
+
+def _quotient(quota: str, period: str) -> list[float]:
+    try:
+        limit = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):  # "max": no limit
+        return []
+    return [limit] if limit > 0 else []  # version 1 writes -1 for no limit
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split("\n")[:64] if path.is_file() else []
+    except (OSError, ValueError):
+        return []
