@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from open_clip.tokenizer import SimpleTokenizer
 
+from dra_runtime.encoder import Encoder
 from dra_train.model import DRA
 
 Floats = NDArray[np.float32]
@@ -106,6 +107,42 @@ class PyTorchTowers:
             longest = int((tokens == self.tokenizer.eot_token_id).int().argmax(dim=-1).max()) + 1
             tokens = tokens[:, :longest]
         return tokens
+
+
+@dataclass(frozen=True)
+class BundleEncoder:
+    """A bundle through dra_runtime, as a service calls it."""
+
+    encoder: Encoder
+
+    @property
+    def name(self) -> str:
+        """What tables call it: the runtime's backend."""
+        return self.encoder.backend
+
+    def text_tokens(self, texts: Sequence[str]) -> int:
+        """Return the length of the longest text's token row; the runtime cuts there."""
+        return max(len(ids) for ids in self.encoder.tokenize(texts))
+
+    def image(self, pixels: Floats) -> Floats:
+        """Encode preprocessed images (N, 3, S, S)."""
+        return self.encoder.encode_pixels(pixels)["image_features"]
+
+    def text(self, texts: Sequence[str]) -> Floats:
+        """Tokenize and encode N texts."""
+        return self.encoder.encode_texts(texts)
+
+    def compose(self, image_features: Floats, text_features: Floats) -> Floats:
+        """Compose features into queries."""
+        return self.encoder.compose(image_features, text_features)
+
+    def query(self, pixels: Floats, texts: Sequence[str]) -> Floats:
+        """Make whole queries from new reference images and texts."""
+        return self.encoder.compose(self.image(pixels), self.encoder.encode_texts(texts))
+
+    def query_by_id(self, image_features: Floats, texts: Sequence[str]) -> Floats:
+        """Make queries whose references' features are known already."""
+        return self.encoder.compose(image_features, self.encoder.encode_texts(texts))
 
 
 def pytorch_towers(model: DRA, cut: bool = False) -> PyTorchTowers:

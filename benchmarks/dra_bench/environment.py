@@ -13,6 +13,8 @@ import numpy as np
 import onnxruntime
 import torch
 
+from dra_runtime.threads import available_threads
+
 
 def environment(threads: int, command: str) -> dict[str, Any]:
     """Describe this machine and its software in plain values.
@@ -28,7 +30,7 @@ def environment(threads: int, command: str) -> dict[str, Any]:
         "cpu": cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
-        "usable_cores": usable_cores(),
+        "usable_cores": available_threads(),
         "threads": threads,
         "memory_gib": memory_gib(),
         "os": f"{system_name()} {platform.machine()}",
@@ -52,12 +54,6 @@ def cpu_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def memory_gib() -> float | None:

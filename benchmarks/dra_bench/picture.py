@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,16 +47,6 @@ def draw_queries(shown: Sequence[ShownQuery], caption: str) -> Image.Image:
     for i, line in enumerate(footer):
         draw.text((MARGIN, bottom + 8 + 26 * i), line, font=small, fill=MUTED)
     return canvas
-
-
-def save_picture(path: Path, picture: Image.Image) -> None:
-    """Write a PNG by a temporary name and a rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        picture.save(temporary, format="PNG", optimize=True)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def thumbnail(path: Path, side: int) -> Image.Image:

@@ -37,7 +37,7 @@ def latency_plot(rows: Sequence[Mapping[str, Any]], palette: Palette) -> str:
     """Draw p50 bars with a line up to p90, the bundle beside PyTorch eager, batch 1; returns SVG."""
     pairs = [(part, *_pair(rows, part)) for part in PARTS]
     longest = max(row["p90_ms"] for _, *both in pairs for row in both if row)
-    with _axes(palette, 7.2, 0.62 * len(pairs) + 0.9) as (figure, axes):
+    with _axes(palette, 5.6, 0.56 * len(pairs) + 0.9) as (figure, axes):
         for i, (_, pytorch, bundle) in enumerate(pairs):
             for row, offset, colour in ((bundle, -0.19, palette.bars[0]), (pytorch, 0.19, palette.bars[1])):
                 if row is None:
@@ -63,7 +63,8 @@ def recall_plot(evaluation: Mapping[str, Any], palette: Palette) -> str:
     ks = [k for k in evaluation["metrics"] if k.startswith("R@")]
     series = {"composed query": evaluation["metrics"]}
     series |= {name.replace("_", " "): metrics for name, metrics in evaluation["baselines"].items()}
-    with _axes(palette, 5.2, 2.9) as (figure, axes):
+    with _axes(palette, 5.2, 3.1) as (figure, axes):
+        figure.suptitle(f"{evaluation['dataset']} / {evaluation['split']}", color=palette.ink, fontsize=10)
         for j, (metrics, colour) in enumerate(zip(series.values(), palette.bars, strict=False)):
             for i, k in enumerate(ks):
                 x = i + (j - 1) * 0.28

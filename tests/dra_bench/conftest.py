@@ -1,0 +1,132 @@
+"""A run with made-up figures, as the commands write them, and a small data set of coloured squares."""
+
+import json
+
+import pytest
+from PIL import Image
+
+COLOURS = ["red", "green", "blue", "gold", "black", "white", "purple", "orange", "gray", "brown", "pink", "cyan"]
+
+
+def evaluation(split, r1):
+    metrics = {"R@1": r1, "R@5": 74.13, "R@10": 83.24, "R@50": 97.75, "Rsubset@1": 66.61}
+    return {
+        "dataset": "squares",
+        "split": split,
+        "protocol": "cirr: whole split as gallery",
+        "queries": 33,
+        "gallery": 12,
+        "metrics": metrics,
+        "baselines": {
+            "image_only": dict.fromkeys(metrics, 4.57),
+            "text_only": dict.fromkeys(metrics, 2.49),
+        },
+        "by_edit": {"tone": {"queries": 20, **metrics}, "hair <b>": {"queries": 13, **metrics}},
+    }
+
+
+def latency():
+    rows, p50 = [], {}
+    for backend, tokens, scale in (("pytorch-eager", 77, 2.0), ("onnxruntime-cpu", 12, 1.0)):
+        for part, ms in (
+            ("image", 120.5),
+            ("text", 13.25),
+            ("compose", 8.125),
+            ("query", 142.0),
+            ("query_by_id", 21.5),
+        ):
+            p50[backend, part] = ms * scale
+            rows.append(
+                {
+                    "backend": backend,
+                    "part": part,
+                    "batch": 1,
+                    "text_tokens": tokens if part in ("text", "query", "query_by_id") else None,
+                    "p50_ms": ms * scale,
+                    "p90_ms": ms * scale * 1.1,
+                    "p99_ms": ms * scale * 1.3,
+                    "samples": 37,
+                }
+            )
+    ratios = []
+    for row in rows[5:]:
+        for part in {row["part"]: 0, **({"query": 0} if row["part"] == "query_by_id" else {})}:
+            value = round(p50["pytorch-eager", part] / row["p50_ms"], 3)
+            keys = ("backend", "part", "batch", "text_tokens")
+            ratios.append(
+                {
+                    "reference": {**{k: row[k] for k in keys}, "backend": "pytorch-eager", "part": part},
+                    "candidate": {k: row[k] for k in keys},
+                    "times_as_fast": value,
+                    "interval": [value - 0.1, value + 0.1],
+                }
+            )
+    environment = {"cpu": "Test CPU", "threads": 2, "memory_gib": None, "command": "dra-bench latency"}
+    return {"rows": rows, "ratios": ratios, "environment": environment}
+
+
+def recall():
+    metrics = evaluation("val", 45.45)["metrics"]
+    changed = {"id": 7, "text": "a | <script>alert(1)</script>", "reference": "red", "target": "blue"}
+    split = {
+        "dataset": "squares",
+        "split": "val",
+        "queries": 33,
+        "gallery": 12,
+        "reference": metrics,
+        "candidate": metrics,
+        "passed": True,
+        "top10_overlap": 99.9,
+        "changed_first": 1,
+        "changed": [{**changed, "pytorch": "gold", "bundle": "black"}],
+    }
+    return {"passed": True, "tolerance": 0.0, "splits": [split]}
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    folder = tmp_path / "runs" / "test-run"
+    folder.mkdir(parents=True)
+    verify = {
+        "passed": True,
+        "graphs": {
+            "image_encoder": {"min_cosine": 0.99999987, "max_abs": 2.5e-6, "pairs": 33},
+            "query": {"min_cosine": 0.99999912, "max_abs": 1.25e-5, "pairs": 66},
+        },
+    }
+    contents = {
+        "eval.json": [evaluation("val", 45.45), evaluation("val_unseen", 41.75)],
+        "verify.json": verify,
+        "latency.json": latency(),
+        "recall.json": recall(),
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def squares(tmp_path):
+    """A CIRR-format data set of twelve coloured squares and 33 queries with hostile texts."""
+    root = tmp_path / "squares"
+    for folder in ("cirr/captions", "cirr/image_splits", "img_raw/val"):
+        (root / folder).mkdir(parents=True)
+    for i, colour in enumerate(COLOURS):
+        Image.new("RGB", (40 + i, 50), colour).save(root / f"img_raw/val/{colour}.png")
+    queries = [
+        {
+            "pairid": i,
+            "reference": COLOURS[i % 12],
+            "target_hard": COLOURS[(i + 1 + i // 12) % 12],
+            "caption": ["in a brighter colour", "<img src=x onerror=alert(1)> & {{ 7*7 }}", "une couleur “été” 你好"][
+                i % 3
+            ],
+            "edit": ["tone", "tone", "hair"][i % 3],
+            "img_set": {"id": i, "members": COLOURS[:6]},
+        }
+        for i in range(33)
+    ]
+    (root / "cirr/captions/cap.rc2.val.json").write_text(json.dumps(queries))
+    splits = {colour: f"./val/{colour}.png" for colour in COLOURS}
+    (root / "cirr/image_splits/split.rc2.val.json").write_text(json.dumps(splits))
+    return root
