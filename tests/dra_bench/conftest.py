@@ -85,8 +85,18 @@ def recall():
 
 @pytest.fixture
 def run_folder(tmp_path):
-    folder = tmp_path / "runs" / "test-run"
-    folder.mkdir(parents=True)
+    """A run folder that a test may damage."""
+    return write_run(tmp_path / "test-run")
+
+
+@pytest.fixture(scope="session")
+def pristine_run(tmp_path_factory):
+    """A run folder that stays as it is."""
+    return write_run(tmp_path_factory.mktemp("runs") / "test-run")
+
+
+def write_run(folder):
+    folder.mkdir()
     verify = {
         "passed": True,
         "graphs": {
@@ -105,10 +115,10 @@ def run_folder(tmp_path):
     return folder
 
 
-@pytest.fixture
-def squares(tmp_path):
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory):
     """A CIRR-format data set of twelve coloured squares and 33 queries with hostile texts."""
-    root = tmp_path / "squares"
+    root = tmp_path_factory.mktemp("data") / "squares"
     for folder in ("cirr/captions", "cirr/image_splits", "img_raw/val"):
         (root / folder).mkdir(parents=True)
     for i, colour in enumerate(COLOURS):

@@ -1,0 +1,53 @@
+"""PyTorch as its users run it today."""
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from dra_bench.backends import pytorch_towers
+from dra_train.backbones import model_config, untrained_model
+
+TEXTS = ["in red", "is shorter with long sleeves and a darker blue collar"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return untrained_model(model_config("tiny-resnet"))
+
+
+@pytest.fixture
+def pixels(model):
+    size = model.preprocess.image_size
+    return np.random.default_rng(0).normal(size=(2, 3, size, size)).astype(np.float32)
+
+
+def test_texts_are_open_clips_own_at_77_tokens(model):
+    towers = pytorch_towers(model)
+    assert towers.text_tokens(TEXTS) == 77
+    with torch.inference_mode():
+        expected = model.text(open_clip.tokenize(TEXTS)).numpy()
+    np.testing.assert_array_equal(towers.text(TEXTS), expected)
+
+
+def test_cut_texts_are_shorter_and_mean_the_same(model):
+    cut = pytorch_towers(model, cut=True)
+    assert cut.text_tokens(TEXTS) == 12
+    assert cut.text_tokens(TEXTS[:1]) == 4
+    np.testing.assert_allclose(cut.text(TEXTS), pytorch_towers(model).text(TEXTS), atol=1e-5)
+
+
+def test_whole_queries_are_made_of_their_parts(model, pixels):
+    towers = pytorch_towers(model)
+    parts = towers.compose(towers.image(pixels), towers.text(TEXTS))
+    np.testing.assert_allclose(towers.query(pixels, TEXTS), parts, atol=1e-6)
+    np.testing.assert_allclose(towers.query_by_id(towers.image(pixels), TEXTS), parts, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(parts, axis=1), 1, atol=1e-6)
+
+
+def test_vectors_leave_as_numpy_float32(model, pixels):
+    towers = pytorch_towers(model)
+    for vectors in (towers.image(pixels), towers.text(TEXTS), towers.query(pixels, TEXTS)):
+        assert isinstance(vectors, np.ndarray)
+        assert vectors.dtype == np.float32
+        assert vectors.shape == (2, 32)
