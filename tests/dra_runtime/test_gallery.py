@@ -1,0 +1,477 @@
+"""Answers equal a plain full sort; saved galleries come back or are refused."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from dra_runtime import search
+from dra_runtime.encoder import Encoder
+from dra_runtime.errors import (
+    GalleryError,
+    GalleryFormatError,
+    GalleryMismatchError,
+    ImageError,
+    TextError,
+    UnknownIdError,
+    UsageError,
+)
+from dra_runtime.folder import images_of_folder
+from dra_runtime.gallery import Gallery, Hit
+from dra_runtime.gallery_file import bundle_of, read_gallery
+
+
+@pytest.fixture(scope="module")
+def encoder(bundle_path):
+    return Encoder.open(bundle_path, threads=2)
+
+
+def pictures(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return {f"item-{i}": rng.integers(0, 256, (*rng.integers(10, 40, 2), 3), np.uint8) for i in range(count)}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return pictures(40)
+
+
+@pytest.fixture(scope="module")
+def gallery(encoder, images):
+    return Gallery.build(encoder, images)
+
+
+def full_sort(encoder, ids, features, query, k, dropped=()):
+    """Rank by cosine in float64, rounded to float32 once; ties by id."""
+    features, query = np.asarray(features, np.float64), np.asarray(query, np.float64)
+    scores = {}
+    for name, vector in zip(ids, features, strict=True):
+        unit = (vector / np.linalg.norm(vector)).astype(np.float32).astype(np.float64)
+        scores[name] = float(np.float32(unit @ query / np.linalg.norm(query)))
+    ranked = sorted((name for name in ids if name not in dropped), key=lambda name: (-scores[name], name))
+    return [(name, scores[name]) for name in ranked[:k]]
+
+
+def assert_hits(hits, expected):
+    assert [hit.id for hit in hits] == [name for name, _ in expected]
+    np.testing.assert_allclose([hit.score for hit in hits], [score for _, score in expected], atol=2e-6)
+    assert [hit.rank for hit in hits] == list(range(1, len(hits) + 1))
+
+
+def test_search_by_image_and_by_id_equal_a_full_sort(encoder, gallery, images):
+    features = encoder.encode_images(images.values())
+    query = encoder.encode_queries(images["item-3"], "is shorter")[0]
+    expected = full_sort(encoder, list(images), features, query, 10)
+    assert_hits(gallery.search(text="is shorter", image=images["item-3"]), expected)
+    assert_hits(gallery.search(text="is shorter", id="item-3", keep_reference=True), expected)
+    without = full_sort(encoder, list(images), features, query, 5, dropped=["item-3"])
+    assert_hits(gallery.search(text="is shorter", id="item-3", k=5), without)
+
+
+def test_by_id_no_image_is_encoded(bundle_path, gallery):
+    fresh = Encoder.open(bundle_path)
+    same = Gallery.from_features(fresh, gallery.ids, gallery.features(gallery.ids))
+    same.search(text="is shorter", id="item-3")
+    assert "image_encoder" not in fresh._sessions
+
+
+def test_k_larger_than_the_gallery(gallery):
+    assert len(gallery.search(text="a", id="item-0", k=10_000)) == 39
+    assert len(gallery.search(text="a", id="item-0", k=10_000, keep_reference=True)) == 40
+    assert len(gallery.search_vectors(np.ones((2, 8)), 41)[1]) == 40
+
+
+def test_answers_do_not_depend_on_the_batch(encoder, gallery):
+    queries = np.random.default_rng(3).normal(size=(70, 8)).astype(np.float32)
+    together = gallery.search_vectors(queries, 7)
+    assert together == [gallery.search_vectors(query[None], 7)[0] for query in queries]
+    assert together == gallery.search_vectors(queries * 1024, 7)
+    assert gallery.search_vectors(np.empty((0, 8))) == []
+
+
+@pytest.mark.parametrize("block", [1, 3, 16, 1000])
+def test_equal_vectors_tie_by_id(encoder, block, monkeypatch):
+    monkeypatch.setattr(search, "ROWS", block)
+    monkeypatch.setattr(search, "SCORES", 50)
+    rng = np.random.default_rng(1)
+    distinct = rng.normal(size=(6, 8)).astype(np.float32)
+    features = np.concatenate([distinct[rng.integers(0, 6, 90)], distinct])
+    ids = [f"{i * 37 % 96:02d}" for i in range(96)]
+    gallery = Gallery.from_features(encoder, ids, features)
+    queries = rng.normal(size=(9, 8)).astype(np.float32)
+    for k in (1, 2, 10, 50, 96, 200):
+        for query, hits in zip(queries, gallery.search_vectors(queries, k), strict=True):
+            assert_hits(hits, full_sort(encoder, ids, features, query, k))
+        excluded = gallery.search_vectors(queries, k, exclude=["05", None, "95", *["00"] * 6])
+        assert_hits(excluded[0], full_sort(encoder, ids, features, queries[0], k, dropped=["05"]))
+        assert_hits(excluded[1], full_sort(encoder, ids, features, queries[1], k))
+
+
+def test_equal_vectors_tie_at_the_width_of_a_real_model():
+    # rows at different places go through different kernels of the matrix product; the scores must not show it
+    rng = np.random.default_rng(0)
+    row = rng.normal(size=640).astype(np.float32)
+    unit = np.repeat((row / np.linalg.norm(row))[None], 1031, axis=0)
+    queries = rng.normal(size=(37, 640)).astype(np.float32)
+    none = np.full(37, -1)
+    for answers in (search.top_k(unit, queries, 5, none), search.top_k(unit, queries, 2000, none)):
+        for rows, scores in answers:
+            assert rows.tolist() == list(range(len(rows)))
+            assert len(set(scores.tolist())) == 1
+
+
+def test_search_misuse(gallery, tmp_path):
+    image = tmp_path / "none.jpg"
+    for error, arguments in (
+        (UsageError, {"text": "a"}),
+        (UsageError, {"text": "a", "image": image, "id": "item-0"}),
+        (UsageError, {"text": "a", "id": "item-0", "k": 0}),
+        (UsageError, {"text": "a", "id": "item-0", "k": 2.0}),
+        (UsageError, {"text": "a", "id": "item-0", "k": True}),
+        (TextError, {"text": " ", "id": "item-0"}),
+        (TextError, {"text": None, "id": "item-0"}),
+        (UnknownIdError, {"text": "a", "id": "item-99"}),
+        (UnknownIdError, {"text": "a", "id": 7}),
+        (ImageError, {"text": "a", "image": image}),
+        (ImageError, {"text": "a", "image": b""}),
+    ):
+        with pytest.raises(error) as caught:
+            gallery.search(**arguments)
+        assert "\n" not in str(caught.value)
+    for arguments in (
+        (np.ones(8),),
+        (np.ones((1, 9)),),
+        (np.full((1, 8), np.nan),),
+        (np.zeros((1, 8)),),
+        (np.ones((1, 8)), 0),
+        (np.ones((2, 8)), 1, ["item-0"]),
+        (np.ones((2, 8)), 1, "ab"),
+    ):
+        with pytest.raises(UsageError):
+            gallery.search_vectors(*arguments)
+    with pytest.raises(UnknownIdError):
+        gallery.search_vectors(np.ones((1, 8)), 1, ["nobody"])
+
+
+def test_raw_features_are_kept(encoder, gallery, images):
+    np.testing.assert_allclose(
+        gallery.features(["item-7", "item-3"]),
+        encoder.encode_images([images["item-7"], images["item-3"]]),
+        rtol=1e-6,
+        atol=1e-6,
+    )
+
+
+def test_add_remove_replace(encoder, images):
+    gallery = Gallery.build(encoder, {})
+    assert len(gallery) == 0
+    assert gallery.search_vectors(np.ones((1, 8))) == [[]]
+    gallery.add({name: images[name] for name in ("item-9", "item-1")})
+    assert gallery.ids == ("item-1", "item-9")
+    assert "item-1" in gallery
+    assert "item-2" not in gallery
+    with pytest.raises(UsageError, match="already"):
+        gallery.add({"item-5": images["item-5"], "item-9": images["item-3"]})
+    assert gallery.ids == ("item-1", "item-9")
+    gallery.add({"item-5": images["item-5"], "item-9": images["item-3"]}, replace=True)
+    reference = Gallery.build(
+        encoder, {"item-1": images["item-1"], "item-9": images["item-3"], "item-5": images["item-5"]}
+    )
+    query = np.random.default_rng(0).normal(size=(1, 8))
+    assert gallery.search_vectors(query) == reference.search_vectors(query)
+    with pytest.raises(UnknownIdError, match="nobody"):
+        gallery.remove(["item-1", "nobody"])
+    assert len(gallery) == 3
+    gallery.remove(["item-1", "item-9"])
+    assert gallery.ids == ("item-5",)
+    for call in (gallery.remove, gallery.features):
+        with pytest.raises(UsageError, match="list"):
+            call("item-5")
+
+
+def test_adding_is_all_or_nothing(encoder, images):
+    gallery = Gallery.build(encoder, {"a": images["item-0"]})
+    with pytest.raises(ImageError):
+        gallery.add({"b": images["item-1"], "c": b"no image"})
+    assert gallery.ids == ("a",)
+
+
+@pytest.mark.parametrize("images", [{"": b""}, {7: b""}, {"\ud800": b""}, {"x" * 2000: b""}, [b""], None])
+def test_ids_that_are_none(encoder, images):
+    with pytest.raises(UsageError):
+        Gallery.build(encoder, images)
+
+
+def test_features_that_fit_no_gallery(encoder):
+    for ids, features in ((["a"], np.ones((2, 8))), (["a", "a"], np.ones((2, 8))), (["a"], np.ones((1, 9)))):
+        with pytest.raises(UsageError):
+            Gallery.from_features(encoder, ids, features)
+    with pytest.raises(GalleryError, match="'b'"):
+        Gallery.from_features(encoder, ["a", "b"], [[1.0] * 8, [0.0] * 8])
+
+
+def test_searches_see_one_moment(encoder, images):
+    """Two images come and go together: no search may see one of them alone."""
+    gallery = Gallery.build(encoder, {name: images[name] for name in ("item-0", "item-1", "item-2")})
+    pair = {"x": images["item-3"], "y": images["item-4"]}
+    faults, stop = [], threading.Event()
+
+    def search_all():
+        while not stop.is_set():
+            ids = {hit.id for hit in gallery.search(text="a", id="item-0", k=10)}
+            if ids not in ({"item-1", "item-2"}, {"item-1", "item-2", "x", "y"}):
+                faults.append(ids)
+
+    readers = [threading.Thread(target=search_all) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for _ in range(40):
+        gallery.add(pair)
+        gallery.remove(["x", "y"])
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert faults == []
+
+
+def test_adding_from_many_threads_loses_nothing(encoder):
+    gallery = Gallery.build(encoder, {})
+    parts = [pictures(3, seed) for seed in range(8)]
+    threads = [
+        threading.Thread(target=lambda n=n: gallery.add({f"{n}-{name}": image for name, image in parts[n].items()}))
+        for n in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(gallery) == 24
+
+
+def write_images(folder, names):
+    rng = np.random.default_rng(5)
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(rng.integers(0, 256, (12, 9, 3), np.uint8))
+        image.save(path, format="PNG")
+
+
+def test_ids_of_a_folder(tmp_path):
+    names = ["b.png", "sub/a.JPG", "a.jpg", "a.png", "a.jpg.webp", "sub/deep/x.y.gif", "c.jpeg"]
+    write_images(tmp_path, [*names, ".hidden.png", ".dir/x.png"])
+    (tmp_path / "notes.txt").write_text("x")
+    found = images_of_folder(tmp_path)
+    assert list(found) == ["a.jpg", "a.jpg.webp", "a.png", "b", "c", "sub/a", "sub/deep/x.y"]
+    assert found["sub/a"] == tmp_path / "sub/a.JPG"
+
+
+def test_build_from_a_folder(encoder, tmp_path):
+    write_images(tmp_path, ["a.png", "sub/b.png", "c.png"])
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    (tmp_path / "empty.png").write_bytes(b"")
+    done = []
+    gallery = Gallery.build(encoder, tmp_path, lambda *numbers: done.append(numbers))
+    assert gallery.ids == ("a", "c", "sub/b")
+    assert done[-1] == (5, 5)
+    assert [name for name, _ in gallery.skipped] == ["broken", "empty"]
+    assert np.array_equal(gallery.features(["a"]), Gallery.build(encoder, {"a": tmp_path / "a.png"}).features(["a"]))
+
+
+def test_folders_without_images(encoder, tmp_path):
+    with pytest.raises(GalleryError, match="no such folder"):
+        Gallery.build(encoder, tmp_path / "missing")
+    with pytest.raises(GalleryError, match="no images"):
+        Gallery.build(encoder, tmp_path)
+    (tmp_path / "x.png").write_bytes(b"x")
+    with pytest.raises(GalleryError, match="none of its 1 images"):
+        Gallery.build(encoder, str(tmp_path))
+
+
+def test_saved_and_opened(encoder, gallery, tmp_path):
+    path = tmp_path / "shop.gallery"
+    gallery.save(path)
+    opened = Gallery.open(path, encoder)
+    assert opened.ids == gallery.ids
+    query = np.random.default_rng(0).normal(size=(20, 8))
+    assert opened.search_vectors(query) == gallery.search_vectors(query)
+    assert opened.search(text="a", id="item-2") == gallery.search(text="a", id="item-2")
+    opened.remove(["item-2"])
+    opened.save(path)  # over the file that it is mapped from
+    assert len(Gallery.open(path, encoder)) == 39
+    assert [entry.name for entry in tmp_path.iterdir()] == ["shop.gallery"]
+
+
+def test_an_empty_gallery_is_saved_and_opened(encoder, tmp_path):
+    Gallery.build(encoder, {}).save(tmp_path / "empty.gallery")
+    assert len(Gallery.open(tmp_path / "empty.gallery", encoder)) == 0
+
+
+def test_the_file_is_safetensors(encoder, gallery, tmp_path):
+    path = tmp_path / "shop.gallery"
+    gallery.save(path)
+    arrays = load_file(path)
+    assert set(arrays) == {"unit", "norms", "ids"}
+    np.testing.assert_allclose(np.linalg.norm(arrays["unit"], axis=1), 1, atol=1e-6)
+    assert np.array_equal(arrays["unit"] * arrays["norms"][:, None], gallery.features(gallery.ids))
+    assert json.loads(arrays["ids"].tobytes()) == list(gallery.ids)
+
+
+def test_a_gallery_remembers_its_bundle(bundle_path, tmp_path):
+    import shutil
+
+    home = tmp_path / "home"
+    bundle = shutil.copytree(bundle_path, home / "bundles" / "demo")
+    (home / "galleries").mkdir()
+    Gallery.build(Encoder.open(bundle), {}).save(home / "galleries" / "g")
+    assert bundle_of(home / "galleries" / "g") == bundle
+    home.rename(tmp_path / "moved")
+    assert bundle_of(tmp_path / "moved/galleries/g") == tmp_path / "moved/bundles/demo"
+
+
+def test_another_bundles_gallery(encoder, other_bundle_path, gallery, tmp_path):
+    gallery.save(tmp_path / "g")
+    other = Encoder.open(other_bundle_path)
+    with pytest.raises(GalleryMismatchError) as caught:
+        Gallery.open(tmp_path / "g", other)
+    message = str(caught.value)
+    assert encoder.bundle_id[:16] in message
+    assert other.bundle_id[:16] in message
+    assert "dra-search index" in message
+    assert "\n" not in message
+
+
+def test_only_galleries_are_overwritten(gallery, tmp_path):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("precious")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    for path in (notes, tmp_path, link, tmp_path / "missing" / "g"):
+        with pytest.raises(UsageError) as caught:
+            gallery.save(path)
+        assert "\n" not in str(caught.value)
+    assert notes.read_text() == "precious"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "notes.txt"]
+
+
+def test_a_failed_write_leaves_nothing_behind(gallery, tmp_path, monkeypatch):
+    path = tmp_path / "g"
+    gallery.save(path)
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(GalleryError, match="No space"):
+        gallery.save(path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["g"]
+
+
+def test_files_that_are_no_gallery(encoder, gallery, tmp_path):
+    good = tmp_path / "g"
+    gallery.save(good)
+    data = good.read_bytes()
+    save_file({"unit": np.ones((2, 8), np.float32)}, tmp_path / "other")
+    cases = [b"", b"short", b"\xff" * 100, data[:-1], data + b"x", data[:200], (tmp_path / "other").read_bytes()]
+    for case in cases:
+        (tmp_path / "case").write_bytes(case)
+        for integrity in ("hash", "size"):
+            with pytest.raises(GalleryFormatError) as caught:
+                Gallery.open(tmp_path / "case", encoder, integrity)
+            assert "\n" not in str(caught.value)
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(GalleryFormatError):
+            Gallery.open(path, encoder)
+    with pytest.raises(UsageError):
+        Gallery.open(good, encoder, "none")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "arrays", "message"),
+    [
+        ({"version": "2"}, {}, "version"),
+        ({"format": "other"}, {}, "other arrays"),
+        ({"more": "x"}, {}, "metadata"),
+        ({"dim": "9"}, {}, "shapes"),
+        ({}, {"ids": ["b", "a"]}, "order"),
+        ({}, {"ids": ["a", "a"]}, "order"),
+        ({}, {"ids": ["a"]}, "as many"),
+        ({}, {"ids": {"a": 1, "b": 2}}, "as many"),
+        ({}, {"ids": ["a", 5]}, "no id"),
+        ({}, {"ids": ["", "a"]}, "no id"),
+        ({}, {"norms": np.array([1, -1], np.float32)}, "norm"),
+        ({}, {"norms": np.array([1, np.nan], np.float32)}, "norm"),
+        ({}, {"unit": np.ones((2, 8), np.float32)}, "unit length"),
+        ({}, {"unit": np.full((2, 8), np.nan, np.float32)}, "unit length"),
+        ({}, {"unit": np.eye(2, 8)}, "place of unit"),
+        ({}, {"norms": np.ones(3, np.float32)}, "place of"),
+        ({}, {"extra": np.ones(3)}, "other arrays"),
+    ],
+)
+def test_made_up_galleries(encoder, tmp_path, metadata, arrays, message):
+    """Files with right hashes and wrong content."""
+    import hashlib
+
+    arrays = {"unit": np.eye(2, 8, dtype=np.float32), "norms": np.ones(2, np.float32), "ids": ["a", "b"]} | arrays
+    arrays["ids"] = np.frombuffer(json.dumps(arrays["ids"]).encode(), np.uint8)
+    body = b"".join(array.tobytes() for array in arrays.values())
+    header, offset = {}, 0
+    for name, array in arrays.items():
+        dtype = {"float32": "F32", "float64": "F64", "uint8": "U8"}[str(array.dtype)]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
+        offset += array.nbytes
+    header["__metadata__"] = {
+        "format": "dra-gallery",
+        "version": "1",
+        "bundle_id": encoder.bundle_id,
+        "bundle": "b",
+        "dim": "8",
+        "data_sha256": hashlib.sha256(body).hexdigest(),
+        **metadata,
+    }
+    text = json.dumps(header).encode()
+    (tmp_path / "g").write_bytes(len(text).to_bytes(8, "little") + text + body)
+    with pytest.raises(GalleryFormatError, match=message):
+        read_gallery(tmp_path / "g")
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.data())
+def test_damaged_files_are_refused_or_right(encoder, tmp_path_factory, data):
+    if not _FUZZED:
+        folder = tmp_path_factory.mktemp("fuzz")
+        Gallery.build(encoder, pictures(5)).save(folder / "good")
+        _FUZZED.append(folder)
+    folder = _FUZZED[0]
+    raw = bytearray((folder / "good").read_bytes())
+    header_end = 8 + int.from_bytes(raw[:8], "little")
+    for _ in range(data.draw(st.integers(1, 3))):
+        end = header_end if data.draw(st.booleans()) else len(raw)
+        raw[data.draw(st.integers(0, end - 1))] = data.draw(st.integers(0, 255))
+    (folder / "bad").write_bytes(raw)
+    try:
+        opened = Gallery.open(folder / "bad", encoder)
+    except GalleryError as error:
+        message = str(error)
+    else:
+        message = ""
+        good = Gallery.open(folder / "good", encoder)
+        query = np.arange(1.0, 9)[None]
+        assert opened.search_vectors(query) == good.search_vectors(query)
+    assert "\n" not in message
+
+
+_FUZZED: list = []
+
+
+def test_hits_are_plain_values(gallery):
+    (hit,) = gallery.search(text="a", id="item-0", k=1)
+    assert hit == Hit(hit.id, hit.score, 1)
+    assert json.dumps([hit.id, hit.score, hit.rank])
