@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -115,6 +114,8 @@ class Bundle:
         BundleFormatError
             The file holds something else.
         """
+        import zipfile  # only here, and slow to import
+
         path = self.file(SELFTEST)
         try:
             with zipfile.ZipFile(path) as archive:

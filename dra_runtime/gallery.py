@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -337,6 +336,7 @@ def _encode(
     skipped: list[tuple[str, str]] | None,
 ) -> tuple[list[str], Features]:
     """Encode images batch by batch; unusable ones are noted in ``skipped``, or an error where that is None."""
+    from concurrent.futures import ThreadPoolExecutor  # only here, and slow to import
 
     def load(item: tuple[str, ImageSource]) -> Loaded:
         try:

@@ -7,7 +7,6 @@ pattern, and each word's UTF-8 bytes are merged pair by pair in the order in whi
 
 from __future__ import annotations
 
-import gzip
 import heapq
 import html
 from collections.abc import Iterator, Sequence
@@ -87,6 +86,8 @@ class Tokenizer:
         try:
             data = path.read_bytes()
             if data[:2] == b"\x1f\x8b":
+                import gzip  # a bundle's merges are plain
+
                 lines = gzip.decompress(data).decode("utf-8").split("\n")[1 : MERGES_USED + 1]
             else:
                 lines = data.decode("utf-8").split("\n")

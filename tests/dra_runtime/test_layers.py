@@ -8,17 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOREIGN = (
-    "torch",
-    "torchvision",
-    "transformers",
-    "open_clip",
-    "timm",
-    "matplotlib",
-    "dra_train",
-    "dra_export",
-    "dra_bench",
-)
+FOREIGN = {"torch", "torchvision", "transformers", "open_clip", "timm", "matplotlib"}
+FOREIGN |= {"dra_train", "dra_export", "dra_bench"}
 
 
 def fresh(code: str) -> str:
@@ -51,30 +42,17 @@ print(json.dumps(sorted(sys.modules)))
 
 
 def test_import_takes_a_fraction_of_a_second():
-    code = "import time; t = time.perf_counter(); import dra_runtime; print(time.perf_counter() - t)"
-    # 0.2 s on two busy cores; the best of five, so that a neighbour's load doesn't fail it
-    assert min(float(fresh(code)) for _ in range(5)) < 0.3
+    # processor time, which a busy neighbour stretches less than time on the clock; 0.2 s on two cores
+    code = "import time; t = time.process_time(); import dra_runtime; print(time.process_time() - t)"
+    assert min(float(fresh(code)) for _ in range(4)) < 0.3
 
 
-@pytest.mark.parametrize("room", ["dra_runtime"])
-@pytest.mark.parametrize(
-    "module", ["torch", "torchvision.transforms", "open_clip", "timm", "dra_train.model", "pickle"]
-)
-def test_the_linter_bans_what_the_leaf_must_not_import(room, module):
+@pytest.mark.parametrize("module", ["torch", "torchvision.transforms", "open_clip", "dra_train.model", "pickle"])
+def test_the_linter_bans_what_the_leaf_must_not_import(module):
     def codes(path: str) -> list[str]:
+        options = ["--stdin-filename", path, "--output-format", "json", "--no-cache", "-"]
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "ruff",
-                "check",
-                "--stdin-filename",
-                path,
-                "--output-format",
-                "json",
-                "--no-cache",
-                "-",
-            ],
+            [sys.executable, "-m", "ruff", "check", *options],
             input=f"import {module}\n",
             capture_output=True,
             text=True,
@@ -83,5 +61,5 @@ def test_the_linter_bans_what_the_leaf_must_not_import(room, module):
         )
         return [finding["code"] for finding in json.loads(done.stdout)]
 
-    assert "TID251" in codes(f"{room}/new_file.py")
+    assert "TID251" in codes("dra_runtime/new_file.py")
     assert "TID251" not in codes("tests/new_file.py")
