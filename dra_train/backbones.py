@@ -11,6 +11,7 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from torch import nn
+from torch.nn import functional
 
 from dra_runtime.errors import UsageError
 from dra_runtime.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
@@ -93,17 +94,23 @@ def load_imagenet_weights(model: DRA) -> None:
     trunk.load_state_dict(dict(zip(names, tensors, strict=True)))
 
 
-def _enliven_batch_norms(visual: nn.Module) -> None:
-    """Give every batch norm statistics of its own.
+def _enliven_batch_norms(visual: ModifiedResNet) -> None:
+    """Give every batch norm weights of its own, and the statistics of chequered pictures.
 
-    A fresh CLIP ResNet zeroes the last norm of each block, so that its convolutions don't reach the output and
-    no comparison of exported graphs could see a fault in them.
+    A fresh CLIP ResNet zeroes the last norm of each block, so that its convolutions don't reach the output, and its
+    norms expect larger activations than its convolutions make, so that all pictures get the same features: no
+    comparison of exported graphs could see a fault in either.
     """
-    for module in visual.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.normal_(module.bias, std=0.1)
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    norms = [module for module in visual.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.0)
+        nn.init.normal_(norm.bias, std=0.1)
+        norm.momentum = 1.0  # the statistics become those of the one batch below
+    # Edges and brightness vary as in real pictures; with smooth noise real ones would blow up through the layers.
+    pictures = functional.interpolate(torch.randn(8, 3, 9, 9), size=visual.image_size) + torch.randn(8, 3, 1, 1)
+    visual.train()
+    with torch.no_grad():
+        visual(pictures)
+    visual.eval()
+    for norm in norms:
+        norm.momentum = 0.1

@@ -14,7 +14,7 @@ from dra_runtime.console import command_group, table
 from dra_runtime.errors import UsageError
 from dra_train.backbones import model_config, untrained_model
 from dra_train.checkpoint import load_checkpoint, save_checkpoint
-from dra_train.data import builtin_dataset, load_cirr
+from dra_train.data import BUILTIN, builtin_dataset, load_cirr
 from dra_train.evaluate import evaluate
 from dra_train.fit import fit
 from dra_train.settings import load_settings, preset_names
@@ -54,6 +54,7 @@ def fit_command(
     if backbone:
         overrides = (*overrides, f"model.backbone={json.dumps(backbone)}")
     settings = load_settings(preset, overrides)
+    model_config(**settings.model)  # a wrong name fails before the data are read
     start = time.perf_counter()
     data = load_cirr(_dataset_root(dataset or settings.dataset), settings.train_split)
     click.echo(f"training on {len(data.queries)} triplets over {len(data.images)} images", err=True)
@@ -98,8 +99,10 @@ def recall_table(result: dict[str, Any]) -> str:
         for name, metrics in result["baselines"].items()
     ]
     rows += [[f"  edit: {e}", m["queries"], *_figures(m, columns)] for e, m in result["by_edit"].items()]
-    title = f"{result['dataset']} / {result['split']}: recall in % over a gallery of {result['gallery']} images\n"
-    return title + table(["", "queries", *columns], rows) + "\n"
+    title = f"{result['dataset']} / {result['split']}: recall in % over a gallery of {result['gallery']} images"
+    if result["dataset"] == BUILTIN:
+        title += " (demo recalls: they compare runs of this toolkit, not with published figures)"
+    return title + "\n" + table(["", "queries", *columns], rows) + "\n"
 
 
 def _figures(metrics: dict[str, float], columns: list[str]) -> list[str]:

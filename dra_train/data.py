@@ -14,6 +14,8 @@ from typing import Any
 
 from dra_runtime.errors import DatasetError
 
+BUILTIN = "emoji_cir"  #: the data set inside the repository
+
 
 @dataclass(frozen=True)
 class Query:
@@ -104,7 +106,7 @@ def builtin_dataset() -> Path:
 
     DatasetError when the toolkit was installed without its repository.
     """
-    path = Path(__file__).resolve().parent.parent / "data" / "emoji_cir"
+    path = Path(__file__).resolve().parent.parent / "data" / BUILTIN
     if not path.is_dir():
         raise DatasetError("the built-in data set is only in the repository; pass --dataset DIR")
     return path

@@ -14,7 +14,7 @@ from dra_runtime.preprocess import open_image
 from dra_train.model import DRA, FrozenFeatures
 from dra_train.vocabulary import clip_tokenizer
 
-BATCH = 32
+BATCH = 16  #: small enough that activations stay in the cache
 
 
 @torch.no_grad()  # no inference mode: training saves these for its backward pass

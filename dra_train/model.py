@@ -26,6 +26,8 @@ from dra_runtime.errors import CheckpointError
 from dra_runtime.preprocess import Preprocess
 from dra_train.vocabulary import END_TOKEN
 
+_NOT_CLIPS_TEXT = "the text tower must be CLIP's: causal, pooled at the end-of-text token, projected"
+
 
 @dataclass(frozen=True)
 class DRAConfig:
@@ -286,11 +288,13 @@ def _check_text_tower(text: nn.Module) -> None:
     if isinstance(text, TextTransformer) and text.attn_mask is not None and text.cls_emb is None:
         end = {"argmax": text.vocab_size - 1, "eos": text.eos_id}.get(text.pool_type, -1)
     if end != END_TOKEN or not isinstance(text.text_projection, Tensor):
-        raise CheckpointError("the text tower must be CLIP's: causal, pooled at the end-of-text token, projected")
+        raise CheckpointError(_NOT_CLIPS_TEXT)
 
 
 def _without_pretrained(clip: Mapping[str, Any]) -> dict[str, Any]:
-    """Return constructor arguments that never make timm download weights: a checkpoint brings its own."""
+    """Return constructor arguments that never make open_clip download anything: a checkpoint brings its own."""
+    if clip["text_cfg"].get("hf_model_name"):
+        raise CheckpointError(f"{_NOT_CLIPS_TEXT}; found {clip['text_cfg']['hf_model_name']!r}")
     return {
         "embed_dim": clip["embed_dim"],
         "vision_cfg": {**clip["vision_cfg"], "timm_model_pretrained": False},

@@ -1,5 +1,7 @@
 """The towers must be open_clip's: same features, whatever way our code walks through them."""
 
+from pathlib import Path
+
 import open_clip
 import pytest
 import timm
@@ -10,6 +12,7 @@ from torch.nn.functional import normalize
 from dra_runtime.errors import CheckpointError
 from dra_runtime.preprocess import Preprocess
 from dra_train.backbones import model_config, untrained_model
+from dra_train.features import load_images
 from dra_train.model import DRA, DRAConfig, map_channels
 from dra_train.vocabulary import END_TOKEN
 
@@ -196,3 +199,16 @@ def test_paper_size_towers_have_rn50x4s_parameters() -> None:
     assert millions(model.visual) + millions(model.text) == pytest.approx(millions(whole), abs=0.001)
     assert map_channels(model.visual) == 2560
     assert model.preprocess.image_size == 288
+
+
+@pytest.mark.parametrize("name", ["tiny-resnet", "tiny-vit"])
+def test_untrained_models_tell_real_pictures_apart(name: str, emoji_images: tuple[Path, ...]) -> None:
+    """Otherwise every comparison of an exported image encoder with PyTorch would pass, whatever it computes."""
+    model = untrained_model(model_config(name))
+    with torch.inference_mode():
+        features, tokens = model.encode_image(load_images(model, emoji_images))
+        relations = model.relate(tokens, tokens.roll(1, 0))
+    for vectors in (features, tokens.flatten(1), relations):
+        cosines = normalize(vectors, dim=-1) @ normalize(vectors, dim=-1).T
+        assert cosines[~torch.eye(len(vectors), dtype=torch.bool)].median() < 0.999
+        assert vectors.norm(dim=1).max() < 1000

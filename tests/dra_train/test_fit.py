@@ -1,0 +1,189 @@
+"""Training runs small enough for a test: they repeat, they learn, and they leave frozen what is frozen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dra_runtime.errors import UsageError
+from dra_train.backbones import model_config, untrained_model
+from dra_train.checkpoint import load_checkpoint
+from dra_train.data import load_cirr
+from dra_train.fit import Temperatures, composition_loss, fit, make_triplets
+from dra_train.model import DRA
+from dra_train.settings import FitSettings
+
+Folder = Any
+Settings = Callable[..., FitSettings]
+
+
+def weights(model: DRA) -> dict[str, torch.Tensor]:
+    return model.state_dict()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> dict[str, bool]:
+    assert a.keys() == b.keys()
+    return {name: torch.equal(a[name], b[name]) for name in a}
+
+
+def test_same_seed_gives_the_same_weights_and_another_gives_others(
+    cirr_folder: Callable[..., Folder], tiny_settings: Settings, tmp_path: Path
+) -> None:
+    data = load_cirr(cirr_folder().root, "train")
+    first = weights(fit(tiny_settings(), data, tmp_path / "a", seed=3))
+    torch.rand(5)  # what ran before must not matter
+    again = weights(fit(tiny_settings(), data, tmp_path / "b", seed=3))
+    other = weights(fit(tiny_settings(), data, tmp_path / "c", seed=4))
+    assert all(same(first, again).values())
+    assert not torch.equal(first["combiner.output.weight"], other["combiner.output.weight"])
+    assert not torch.equal(first["text.token_embedding.weight"], other["text.token_embedding.weight"])
+    assert all(same(first, weights(load_checkpoint(tmp_path / "a" / "ckpt.pt").model)).values())
+
+
+@pytest.mark.parametrize("backbone", ["tiny-resnet", "tiny-vit", "demo"])
+def test_training_changes_what_it_names_and_never_the_trunk(
+    cirr_folder: Callable[..., Folder], tiny_settings: Settings, tmp_path: Path, backbone: str
+) -> None:
+    data = load_cirr(cirr_folder().root, "train")
+    settings = tiny_settings(f"model.backbone={backbone}", "stage1.epochs=1", "stage2.epochs=1")
+    trained = fit(settings, data, tmp_path)
+    unchanged = same(weights(trained), weights(untrained_model(model_config(**settings.model), seed=0)))
+    trunk = {n: kept for n, kept in unchanged.items() if n.startswith("visual.") and not n.startswith("visual.head.")}
+    assert len(trunk) > 20
+    assert all(trunk.values())  # the running means and variances of batch norms are among them
+    assert backbone == "tiny-vit" or any("running_mean" in name for name in trunk)
+    for name in ("combiner.output.weight", "token_projection.weight", "tac.class_token", "text.text_projection"):
+        assert not unchanged[name], name
+    if backbone == "demo":
+        assert not unchanged["visual.head.proj.weight"]
+
+
+def test_each_stage_trains_only_its_parts(
+    cirr_folder: Callable[..., Folder], tiny_settings: Settings, tmp_path: Path
+) -> None:
+    data = load_cirr(cirr_folder().root, "train")
+    start = weights(untrained_model(model_config("tiny-resnet"), seed=0))
+
+    def changed(*overrides: str) -> set[str]:
+        unchanged = same(start, weights(fit(tiny_settings(*overrides), data, tmp_path)))
+        return {name.split(".")[0] for name, kept in unchanged.items() if not kept}
+
+    assert changed("stage2.epochs=0") == {"text"}
+    assert changed("stage1.epochs=0", 'stage2.train=["combiner"]') == {"combiner"}
+    assert changed("stage1.epochs=0", 'stage2.train=["tac"]') == {"tac", "token_projection"}
+    assert changed("stage1.epochs=0", "stage2.epochs=0") == set()
+
+
+def test_loss_falls_and_the_log_can_be_read(
+    cirr_folder: Callable[..., Folder], tiny_settings: Settings, tmp_path: Path
+) -> None:
+    data = load_cirr(cirr_folder().root, "train")
+    fit(tiny_settings("stage1.epochs=6", "stage2.epochs=10", "model.dropout=0.0"), data, tmp_path)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(e["stage"], e["epoch"]) for e in log] == [
+        *[("stage 1", i) for i in range(1, 7)],
+        *[("stage 2", i) for i in range(1, 11)],
+    ]
+    for stage in ("stage 1", "stage 2"):
+        losses = [e["losses"] for e in log if e["stage"] == stage]
+        assert sum(losses[-1].values()) < 0.9 * sum(losses[0].values())
+        assert set(losses[0]) == ({"explicit"} if stage == "stage 1" else {"explicit", "implicit"})
+    assert all(0 < e["logit_scale"] <= 100 for e in log)
+
+
+def test_provenance_says_how_to_repeat_the_run(
+    cirr_folder: Callable[..., Folder], tiny_settings: Settings, tmp_path: Path
+) -> None:
+    settings = tiny_settings("stage1.epochs=1", "stage2.epochs=0")
+    fit(settings, load_cirr(cirr_folder().root, "train"), tmp_path, seed=11)
+    provenance = load_checkpoint(tmp_path / "ckpt.pt").provenance
+    assert provenance["settings"] == settings.to_dict()
+    assert (provenance["seed"], provenance["dataset"], provenance["split"]) == (11, "data", "train")
+    assert provenance["versions"]["torch"] == str(torch.__version__)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        (["loss.views=plain"], {"explicit", "implicit"}),
+        (["loss.views=compensated"], {"explicit", "implicit"}),
+        (["loss.implicit_weight=0"], {"explicit"}),
+        (["model.tac_layers=0"], {"explicit"}),
+        (["model.tac_layers=0", "loss.views=compensated"], {"explicit"}),  # without TAC only the plain view exists
+        (["loss.negatives=batch"], {"explicit", "implicit"}),
+    ],
+)
+def test_every_choice_of_loss_trains(
+    cirr_folder: Callable[..., Folder], tiny_settings: Settings, tmp_path: Path, overrides: list[str], keys: set[str]
+) -> None:
+    fit(
+        tiny_settings("stage1.epochs=1", "stage2.epochs=1", *overrides),
+        load_cirr(cirr_folder().root, "train"),
+        tmp_path,
+    )
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert set(last["losses"]) == keys
+
+
+def test_composition_loss_is_the_mean_of_its_views_plus_the_weighted_implicit_loss(
+    cirr_folder: Callable[..., Folder], tiny_settings: Settings
+) -> None:
+    data = load_cirr(cirr_folder().root, "train")
+    model = untrained_model(model_config("tiny-resnet"), seed=0)
+    triplets = make_triplets(model, data)
+    batch = torch.arange(10)
+    temperatures = Temperatures(20.0)
+
+    def parts(*overrides: str) -> dict[str, float]:
+        loss = tiny_settings(*overrides).loss
+        return {k: v.item() for k, v in composition_loss(model, triplets, batch, loss, temperatures).items()}
+
+    plain, compensated, both = (parts(f"loss.views={v}")["explicit"] for v in ("plain", "compensated", "both"))
+    assert both == pytest.approx((plain + compensated) / 2, rel=1e-5)
+    assert abs(plain - compensated) > 1e-4
+    light, heavy = (parts(f"loss.implicit_weight={w}")["implicit"] for w in (0.5, 2))
+    assert heavy == pytest.approx(4 * light, rel=1e-5)
+    assert parts("loss.negatives=batch")["explicit"] < parts()["explicit"]  # fewer wrong answers are on offer
+
+
+def test_triplets_keep_the_end_of_every_text(cirr_folder: Callable[..., Folder]) -> None:
+    """Id 0 pads, and is also "!" inside a word: a count of non-zero ids would cut such a text too early."""
+    folder = cirr_folder()
+    entries = json.loads(folder.captions("train").read_text())
+    entries[0]["caption"] = "make it red !%!"
+    entries[1]["caption"] = "make it red !%!"
+    folder.captions("train").write_text(json.dumps(entries[:2]))
+    model = untrained_model(model_config("tiny-resnet"))
+    triplets = make_triplets(model, load_cirr(folder.root, "train"))
+    assert triplets.tokens[0].tolist() == [49406, 1078, 585, 736, 0, 35070, 49407]
+    assert triplets.length.tolist() == [7, 7]
+    assert triplets.text_id.tolist() == [0, 0]
+
+
+def test_triplets_hold_the_frozen_features_of_every_image_once(cirr_folder: Callable[..., Folder]) -> None:
+    data = load_cirr(cirr_folder().root, "train")
+    model = untrained_model(model_config("tiny-resnet"))
+    triplets = make_triplets(model, data)
+    names = list(data.images)
+    assert triplets.images.pooled.shape == (12, 32)
+    assert triplets.images.feature_map.shape == (12, 4, 256)
+    assert triplets.images.feature_map.dtype == torch.float16
+    assert [names[i] for i in triplets.reference.tolist()] == [q.reference for q in data.queries]
+    assert [names[i] for i in triplets.target.tolist()] == [q.target for q in data.queries]
+    assert not triplets.images.pooled.is_inference()
+
+
+def test_folder_that_cannot_be_made_fails_before_the_work(
+    cirr_folder: Callable[..., Folder], tiny_settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    data = load_cirr(cirr_folder().root, "train")
+    for image in data.images.values():
+        image.unlink()  # work on them would raise another error
+    with pytest.raises(UsageError, match="can't be the run's folder"):
+        fit(tiny_settings(), data, tmp_path / "file" / "run")
