@@ -13,7 +13,7 @@ from PIL import Image
 
 from dra_bench.artifacts import write_json
 from dra_bench.backends import BundleEncoder, pytorch_towers
-from dra_bench.environment import busy, environment
+from dra_bench.environment import BUSY, cpu_clock, environment, used_by_others
 from dra_bench.latency import (
     TEXT,
     Workload,
@@ -97,7 +97,6 @@ def latency_command(
     """
     _check_output(output)
     source, encoder = _open_both(bundle, checkpoint, threads)
-    warn_when_busy(encoder.threads)
     pytorch, contender = pytorch_towers(source.model), BundleEncoder(encoder)
     selftest = encoder.bundle.selftest()
     images = tuple(Image.fromarray(array) for array in selftest["images"])
@@ -106,14 +105,20 @@ def latency_command(
     agreement = check_agreement(pytorch, contender, work)
     cells = latency_cells(pytorch, pytorch_towers(source.model, cut=True), contender, work, sorted(set(batches)))
     click.echo(f"timing {len(cells)} rows in turns on {surroundings['cpu']}, {encoder.threads} threads", err=True)
+    before = cpu_clock()
     timings = _measure(cells, samples, seconds)
+    others = used_by_others(before, cpu_clock())
+    if others is not None and others > BUSY:
+        click.echo(
+            f"note: other programs used {others:.0f} % of the CPUs meanwhile; measure again without them", err=True
+        )
     if not timings.steady:
         click.echo("note: not every row had settled after the warm-up; --seconds gives it more time", err=True)
     rows, ratios = latency_rows(timings), latency_ratios(timings)
     result = {
         "rows": rows,
         "ratios": ratios,
-        "environment": {**surroundings, **_identities(source, encoder)},
+        "environment": {**surroundings, "used_by_others_percent": others, **_identities(source, encoder)},
         "text": text,
         "agreement": agreement,
         "warmup": {"rounds": timings.warmup_rounds, "steady": timings.steady},
@@ -239,13 +244,6 @@ def _check_output(output: Path | None) -> None:
     """Refuse, before minutes of work, an output whose folder isn't there."""
     if output and not output.resolve().parent.is_dir():
         raise UsageError(f"the folder of {output} doesn't exist; make it first")
-
-
-def warn_when_busy(threads: int) -> None:
-    """Say so when something else keeps the machine busy: its latencies will be too long."""
-    load = busy()
-    if load is not None and load > 0.5 * threads:
-        click.echo(f"note: this machine is busy (load {load:.1f}); latencies will be too long", err=True)
 
 
 def shown_command() -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +16,8 @@ import onnxruntime
 import torch
 
 from dra_runtime.threads import available_threads
+
+BUSY = 5.0  #: percent of all cores used by other programs, above which latencies are too long to be quoted
 
 
 def environment(threads: int, command: str) -> dict[str, Any]:
@@ -41,7 +45,6 @@ def environment(threads: int, command: str) -> dict[str, Any]:
         "numpy": np.__version__,
         "dra_toolkit": version("dra-toolkit"),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "load_before": busy(),
         "command": command,
     }
 
@@ -64,12 +67,33 @@ def memory_gib() -> float | None:
         return None
 
 
-def busy() -> float | None:
-    """Return the load average of the last minute, None where the system has none."""
+@dataclass(frozen=True)
+class CpuClock:
+    """Seconds of processor time since some start, summed over all cores."""
+
+    machine: float  #: of all programs
+    own: float  #: of this process
+    wall: float
+
+
+def cpu_clock(stat: Path = Path("/proc/stat")) -> CpuClock | None:
+    """Read the processor time that the machine and this process have used; None outside Linux."""
     try:
-        return round(os.getloadavg()[0], 2)
-    except (AttributeError, OSError):
+        fields = [int(n) for n in stat.read_text(encoding="ascii").splitlines()[0].split()[1:9]]
+    except (OSError, ValueError, IndexError):
         return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = fields
+    ticks = user + nice + system + irq + softirq + steal
+    own = os.times()
+    return CpuClock(ticks / os.sysconf("SC_CLK_TCK"), own.user + own.system, time.monotonic())
+
+
+def used_by_others(before: CpuClock | None, after: CpuClock | None) -> float | None:
+    """Return the share of all cores that other programs used in between, in percent; None where unknown."""
+    if before is None or after is None or after.wall <= before.wall:
+        return None
+    others = (after.machine - before.machine) - (after.own - before.own)
+    return round(100 * min(max(others / (after.wall - before.wall) / (os.cpu_count() or 1), 0), 1), 1)
 
 
 def system_name() -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from dra_bench.environment import BUSY
 from dra_bench.figures import milliseconds, ordinal, percent, times
 from dra_bench.latency import find_ratio
 from dra_bench.picture import thumbnail
@@ -189,10 +190,14 @@ def _latency_note(latency: dict[str, Any]) -> str:
     counts = sorted({row["samples"] for row in latency["rows"]})
     samples = " to ".join(str(c) for c in dict.fromkeys((counts[0], counts[-1])))
     machine = latency["environment"]
+    others = machine.get("used_by_others_percent") or 0
+    busy = (
+        f" Other programs used {others:.0f} % of the CPUs meanwhile, so all of it is too slow." if others > BUSY else ""
+    )
     return (
         f"All rows from one run, taking turns, after warming up; {samples} samples a row, so a p99 is close to the "
         f"slowest of them. {machine.get('cpu', 'unknown CPU')}, {machine.get('threads', '?')} threads. From pixels and "
-        "strings to vectors in every row; the search in the gallery is not part of it."
+        f"strings to vectors in every row; the search in the gallery is not part of it.{busy}"
     )
 
 
