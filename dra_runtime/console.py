@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from dra_runtime import __version__
-from dra_runtime.errors import DraError
+from dra_runtime.errors import DraError, UsageError
 
 Item = TypeVar("Item")
 
@@ -82,6 +85,22 @@ def track(items: Sequence[Item], label: str) -> Iterator[Item]:
         for item in items:
             yield item
             advance(1)
+
+
+def write_json(path: Path, values: object) -> None:
+    """Write a command's result as a whole: a reader never meets half of it.
+
+    UsageError when the folder isn't there or can't be written to.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path} can't be written: {error.strerror or error}; check the folder") from error
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

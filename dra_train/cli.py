@@ -10,7 +10,7 @@ from typing import Any
 import click
 import torch
 
-from dra_runtime.console import command_group, table
+from dra_runtime.console import command_group, table, write_json
 from dra_runtime.errors import UsageError
 from dra_train.backbones import model_config, untrained_model
 from dra_train.checkpoint import load_checkpoint, save_checkpoint
@@ -79,12 +79,18 @@ def init_command(backbone: str, out: Path, seed: int) -> None:
 @click.option("--dataset", default="builtin", help="Data set in CIRR's format; default: the one in the repository.")
 @click.option("--split", "splits", multiple=True, default=("val",), show_default=True, help="Repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; a list when there are several splits.")
-def evaluate_command(checkpoint: Path, dataset: str, splits: tuple[str, ...], as_json: bool) -> None:
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the JSON to this file as well.")
+def evaluate_command(
+    checkpoint: Path, dataset: str, splits: tuple[str, ...], as_json: bool, output: Path | None
+) -> None:
     """Measure the recall of CHECKPOINT, beside what the image alone and the text alone reach."""
     model = load_checkpoint(checkpoint).model
     results = [evaluate(model, load_cirr(_dataset_root(dataset), split)) for split in splits]
+    content = results[0] if len(results) == 1 else results
+    if output:
+        write_json(output, content)
     if as_json:
-        click.echo(json.dumps(results[0] if len(results) == 1 else results, indent=2))
+        click.echo(json.dumps(content, indent=2))
         return
     for result in results:
         click.echo(recall_table(result))

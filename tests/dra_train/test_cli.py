@@ -45,9 +45,11 @@ def test_fit_then_evaluate(cirr_folder: Callable[..., Folder], tmp_path: Path) -
     assert "ckpt.pt written after" in result.stdout
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["ckpt.pt", "log.jsonl"]
 
-    result = run("evaluate", tmp_path / "run" / "ckpt.pt", "--dataset", root, "--json")
+    saved = tmp_path / "eval.json"
+    result = run("evaluate", tmp_path / "run" / "ckpt.pt", "--dataset", root, "--json", "-o", saved)
     assert result.exit_code == 0, result.stderr
     measured = json.loads(result.stdout)
+    assert json.loads(saved.read_text()) == measured
     assert list(measured)[:7] == ["dataset", "split", "protocol", "queries", "gallery", "metrics", "baselines"]
     assert (measured["dataset"], measured["split"]) == ("data", "val")
     assert (measured["queries"], measured["gallery"]) == (24, 12)
@@ -59,14 +61,17 @@ def test_fit_then_evaluate(cirr_folder: Callable[..., Folder], tmp_path: Path) -
         assert metrics["R@50"] == 100.0  # eleven candidates
 
 
-def test_several_splits_are_a_list_and_a_table_each(cirr_folder: Callable[..., Folder], tiny_checkpoint: Path) -> None:
+def test_several_splits_are_a_list_and_a_table_each(
+    cirr_folder: Callable[..., Folder], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     root = cirr_folder().root
     splits = ("--dataset", root, "--split", "train", "--split", "val")
     assert [r["split"] for r in json.loads(run("evaluate", tiny_checkpoint, *splits, "--json").stdout)] == [
         "train",
         "val",
     ]
-    shown = run("evaluate", tiny_checkpoint, *splits).stdout
+    shown = run("evaluate", tiny_checkpoint, *splits, "-o", tmp_path / "eval.json").stdout
+    assert [r["split"] for r in json.loads((tmp_path / "eval.json").read_text())] == ["train", "val"]
     assert "data / train: recall in % over a gallery of 12 images" in shown
     assert shown.count("| composed query |") == shown.count("| image only") == shown.count("| text only") == 2
 
@@ -140,6 +145,8 @@ def test_misuse_is_one_line(cirr_folder: Callable[..., Folder], tiny_checkpoint:
     assert_one_line(run("init", "--backbone", "roberta-ViT-B-32", "--out", out), "text tower must be CLIP's")
     assert_one_line(run("evaluate", tiny_checkpoint, "--dataset", root, "--split", "test1"), "no split 'test1'")
     assert_one_line(run("evaluate", tmp_path / "none.pt"), "doesn't exist")
+    no_folder = tmp_path / "none" / "eval.json"
+    assert_one_line(run("evaluate", tiny_checkpoint, "--dataset", root, "-o", no_folder), "eval.json can't be written")
     assert not (out / "ckpt.pt").exists()
 
 
