@@ -80,9 +80,9 @@ def cpu_clock(stat: Path = Path("/proc/stat")) -> CpuClock | None:
     """Read the processor time that the machine and this process have used; None outside Linux."""
     try:
         fields = [int(n) for n in stat.read_text(encoding="ascii").splitlines()[0].split()[1:9]]
+        user, nice, system, _idle, _iowait, irq, softirq, steal = fields
     except (OSError, ValueError, IndexError):
         return None
-    user, nice, system, _idle, _iowait, irq, softirq, steal = fields
     ticks = user + nice + system + irq + softirq + steal
     own = os.times()
     return CpuClock(ticks / os.sysconf("SC_CLK_TCK"), own.user + own.system, time.monotonic())
