@@ -33,6 +33,8 @@ MAX_PIXELS = 100_000_000  #: more are refused before anything is decoded (400 MB
 MAX_BYTES = 256 * 2**20  #: a longer file or byte string is refused
 MAX_CANVAS = 400_000_000  #: pixels of an image after padding or resizing; only extreme shapes reach it
 
+_STRIP = 1 << 20  # pixels padded and resized at once
+
 # Raster formats that PIL decodes by itself. Left out on purpose: EPS starts another program, and the rest are rare
 # enough that their decoders are more of a risk than a service.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -97,10 +99,7 @@ class Preprocess:
         if max(math.prod(padded_size), math.prod(resized_size)) > MAX_CANVAS:
             raise ImageError(f"an image of {_pixels(image.size)} is too elongated to be padded and resized; crop it")
         try:
-            if pad_x or pad_y:
-                image = _pad(image, pad_x, pad_y)
-            if image.size != resized_size:
-                image = image.resize(resized_size, Image.Resampling.BICUBIC)
+            image = _padded_and_resized(image, pad_x, pad_y, resized_size)
             left, top = ((length - size) / 2.0 for length in resized_size)
             # round() takes halves to the even neighbour, as torchvision's CenterCrop does
             image = image.crop((round(left), round(top), round(left) + size, round(top) + size))
@@ -260,6 +259,29 @@ def _image_from_array(array: npt.NDArray[Any], max_pixels: int) -> Image.Image:
         )
     _check_size((array.shape[1], array.shape[0]), "the array", max_pixels)
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _padded_and_resized(image: Image.Image, x: int, y: int, size: tuple[int, int]) -> Image.Image:
+    """Pad and resize with the same result as one after the other, mostly without ever holding the padded image.
+
+    PIL resizes in two passes, first along the rows and then along the columns, rounding to bytes in between. So the
+    rows can be resized before zero rows are added above and below. A long panorama would otherwise need gigabytes.
+    """
+    premultiplied = {"RGBA": "RGBa", "LA": "La"}.get(image.mode)  # what PIL resizes alpha in
+    if not (x or y) or not (premultiplied or image.mode in ("RGB", "L", "CMYK", "YCbCr")):
+        image = _pad(image, x, y) if x or y else image
+        return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+    mode = image.mode
+    if premultiplied and (image.width + 2 * x, image.height + 2 * y) != size:
+        image = image.convert(premultiplied)
+    rows = Image.new(image.mode, (size[0], image.height + 2 * y))
+    strip = image.height if x == 0 else max(1, _STRIP // (image.width + 2 * x))
+    for top in range(0, image.height, strip):
+        part = image if strip >= image.height else image.crop((0, top, image.width, min(top + strip, image.height)))
+        part = _pad(part, x, 0) if x else part
+        rows.paste(part.resize((size[0], part.height), Image.Resampling.BICUBIC), (0, y + top))
+    resized = rows.resize(size, Image.Resampling.BICUBIC)
+    return resized if resized.mode == mode else resized.convert(mode)
 
 
 def _pad(image: Image.Image, x: int, y: int) -> Image.Image:

@@ -91,6 +91,15 @@ def test_equal_to_torchvision_over_every_remainder():
                 assert np.array_equal(preprocess(image), reference(image, size, 10.0)), dimensions
 
 
+@pytest.mark.parametrize("strip", [1, 500, 5_000])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK"])
+def test_padding_strip_by_strip_changes_nothing(strip, mode, monkeypatch):
+    monkeypatch.setattr("dra_runtime.preprocess._STRIP", strip)
+    for dimensions in ((40, 131), (1, 90), (131, 40), (32, 41), (26, 32)):
+        image = image_of(mode, *dimensions)
+        assert np.array_equal(Preprocess(32)(image), reference(image, 32)), dimensions
+
+
 def test_all_256_levels_of_every_channel():
     ramp = Image.fromarray(np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2))
     assert np.array_equal(Preprocess(16)(ramp), reference(ramp, 16))
