@@ -30,7 +30,7 @@ _set_up() {
     fi
     rm -f -- "$stamp"
     echo "installing into $venv (once; PyTorch makes it several gigabytes and some minutes)" >&2
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root[dev]"
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check -e "$root[dev]"
     _what_is_installed >"$stamp"
 }
 
