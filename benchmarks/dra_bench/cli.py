@@ -257,7 +257,7 @@ def shown_command() -> str:
         value = context.params[name]
         flag = parameter.opts[-1] if isinstance(parameter, click.Option) else None
         for item in value if isinstance(value, tuple) else (value,):
-            shown = item.name if isinstance(item, Path) else str(item)
+            shown = item.name if isinstance(item, Path) else f"{item:g}" if isinstance(item, float) else str(item)
             words += [w for w in (flag, None if item is True else f'"{shown}"' if " " in shown else shown) if w]
     return " ".join(words)
 

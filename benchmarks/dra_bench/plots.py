@@ -54,7 +54,7 @@ def latency_plot(rows: Sequence[Mapping[str, Any]], palette: Palette) -> str:
         counts = sorted({row["samples"] for _, *both in pairs for row in both if row})
         samples = " to ".join(str(c) for c in dict.fromkeys((counts[0], counts[-1])))
         names = (next((b["backend"] for _, _, b in pairs if b), "bundle"), PYTORCH)
-        _legend(axes, palette, [f"{name}, {samples} samples a bar" for name in names], palette.bars)
+        _legend(figure, palette, [f"{name}, {samples} samples a bar" for name in names], palette.bars)
         return _svg(figure)
 
 
@@ -64,7 +64,7 @@ def recall_plot(evaluation: Mapping[str, Any], palette: Palette) -> str:
     series = {"composed query": evaluation["metrics"]}
     series |= {name.replace("_", " "): metrics for name, metrics in evaluation["baselines"].items()}
     with _axes(palette, 5.2, 3.1) as (figure, axes):
-        figure.suptitle(f"{evaluation['dataset']} / {evaluation['split']}", color=palette.ink, fontsize=10)
+        axes.set_title(f"{evaluation['dataset']} / {evaluation['split']}", color=palette.ink, fontsize=10, loc="left")
         for j, (metrics, colour) in enumerate(zip(series.values(), palette.bars, strict=False)):
             for i, k in enumerate(ks):
                 x = i + (j - 1) * 0.28
@@ -74,7 +74,7 @@ def recall_plot(evaluation: Mapping[str, Any], palette: Palette) -> str:
         axes.set_ylim(0, 112)
         axes.set_yticks(range(0, 101, 25))
         axes.set_ylabel("demo recall in %")
-        _legend(axes, palette, list(series), palette.bars)
+        _legend(figure, palette, list(series), palette.bars)
         return _svg(figure)
 
 
@@ -102,19 +102,10 @@ def _axes(palette: Palette, width: float, height: float) -> Iterator[tuple[Figur
         yield figure, axes
 
 
-def _legend(axes: Axes, palette: Palette, names: Sequence[str], colours: Sequence[str]) -> None:
+def _legend(figure: Figure, palette: Palette, names: Sequence[str], colours: Sequence[str]) -> None:
     handles = [Patch(color=colour) for colour in colours[: len(names)]]
-    axes.legend(
-        handles,
-        names,
-        loc="lower left",
-        bbox_to_anchor=(0, 1.01),
-        ncols=len(names),
-        frameon=False,
-        labelcolor=palette.ink,
-        fontsize=9,
-        borderaxespad=0,
-    )
+    options = {"ncols": len(names), "frameon": False, "labelcolor": palette.ink, "fontsize": 9}
+    figure.legend(handles, names, loc="outside upper left", **options)
 
 
 def _svg(figure: Figure) -> str:

@@ -131,9 +131,11 @@ def render_markdown(page: Page) -> str:
 def verdict(run: Run) -> str:
     """Say in two sentences what the run found: demo recalls, faithfulness, speed."""
     finds = " and ".join(
-        f"for {percent(e['metrics']['R@1'])} % of {e['queries']} queries on {e['split']}" for e in run.evaluations
+        f"for {percent(e['metrics']['R@1'])} % of {e['queries']} queries on {e['split']}"
+        f" (image alone {percent(e['baselines']['image_only']['R@1'])} %)"
+        for e in run.evaluations
     )
-    first = f"The right picture comes first {finds} ({_kind(run)} R@1)."
+    first = f"The right picture comes first {finds}: {_kind(run)} R@1."
     speed = [
         f"{times(ratio['times_as_fast'])} as fast {what}"
         for part, against, what in (("query", None, "with a new reference"), ("query_by_id", "query", "by id"))
