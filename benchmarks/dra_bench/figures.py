@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+DEMO_DATASET = "emoji_cir"
+
 
 def percent(value: float) -> str:
     """Write a percentage with one decimal and no sign."""
@@ -31,3 +33,8 @@ def ordinal(number: int) -> str:
     last = number % 100
     suffix = "th" if 11 <= last <= 13 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{suffix}"
+
+
+def recall_name(dataset: str) -> str:
+    """Say what a recall on a data set is: on the built-in one it is a demo recall, and every place says so."""
+    return "demo recall" if dataset == DEMO_DATASET else "recall"

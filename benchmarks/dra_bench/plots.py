@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from dra_bench.backends import PYTORCH
-from dra_bench.figures import milliseconds, percent
+from dra_bench.figures import milliseconds, percent, recall_name
 from dra_bench.latency import LABELS
 
 
@@ -73,7 +73,7 @@ def recall_plot(evaluation: Mapping[str, Any], palette: Palette) -> str:
         axes.set_xticks(range(len(ks)), ks)
         axes.set_ylim(0, 112)
         axes.set_yticks(range(0, 101, 25))
-        axes.set_ylabel("demo recall in %")
+        axes.set_ylabel(f"{recall_name(evaluation['dataset'])} in %")
         _legend(figure, palette, list(series), palette.bars)
         return _svg(figure)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dra_bench.figures import percent
+from dra_bench.figures import percent, recall_name
 from dra_runtime.console import table
 from dra_runtime.encoder import Encoder
 from dra_train.data import Dataset, Query
@@ -107,7 +107,8 @@ def recall_report(splits: Sequence[Mapping[str, Any]]) -> str:
     for split in splits:
         overlap = split[f"top{OVERLAP}_overlap"]
         lines.append(
-            f"{split['split']}: {overlap:.2f} % of the {OVERLAP} best answers are the same; "
+            f"{split['split']} ({recall_name(split['dataset'])}s in %): "
+            f"{overlap:.2f} % of the {OVERLAP} best answers are the same; "
             f"the first answer changed for {split['changed_first']} of {split['queries']} queries"
         )
         lines += [

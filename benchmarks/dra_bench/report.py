@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from dra_bench.environment import BUSY
-from dra_bench.figures import milliseconds, ordinal, percent, times
+from dra_bench.figures import DEMO_DATASET, milliseconds, ordinal, percent, recall_name, times
 from dra_bench.latency import find_ratio
 from dra_bench.picture import thumbnail
 from dra_bench.plots import DARK, LIGHT, latency_plot, recall_plot
@@ -104,7 +104,7 @@ def page_from_run(run: Run, shown: Sequence[ShownQuery], rule: str, version: str
         shown_rule=rule,
         answers=ANSWERS,
         queries=tuple(_page_query(query) for query in shown),
-        recall_title="Demo recalls" if _is_demo(run) else "Recalls",
+        recall_title=f"{_kind(run).capitalize()}s",
         recall_note=_recall_note(run),
         recall_plots=tuple(_recall_plot(e) for e in run.evaluations),
         recall_tables=recall_tables(run.evaluations),
@@ -160,11 +160,11 @@ def shown_line(shown: Sequence[ShownQuery]) -> str:
 
 
 def _is_demo(run: Run) -> bool:
-    return any(e["dataset"] == "emoji_cir" for e in run.evaluations)
+    return any(e["dataset"] == DEMO_DATASET for e in run.evaluations)
 
 
 def _kind(run: Run) -> str:
-    return "demo recall" if _is_demo(run) else "recall"
+    return recall_name(DEMO_DATASET if _is_demo(run) else "")
 
 
 def _passed(run: Run) -> bool:
