@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -56,9 +57,21 @@ class CommandGroup(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     click.echo("error: " + " ".join(message.split()), err=True)
     sys.exit(UNUSABLE)
+
+
+def start(module: str, extra: str) -> None:
+    """Run the command line ``main`` of ``module``; where a library is missing, say which ``extra`` brings it."""
+    try:
+        command = importlib.import_module(module).main
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", module.partition(".")[0]):
+            raise  # not a library: our own file
+        _fail(f"{missing} isn't installed, and this command needs it: pip install 'dra-toolkit[{extra}]'")
+    command()
 
 
 def command_group(name: str, help_text: str) -> CommandGroup:
