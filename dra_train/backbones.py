@@ -30,7 +30,7 @@ OURS: dict[str, dict[str, Any]] = {
             "timm_proj": "linear",
             "image_size": 128,
         },
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 256, "heads": 4, "layers": 2},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 2},
     },
     "tiny-resnet": {
         "embed_dim": 32,

@@ -1,0 +1,143 @@
+"""Write a bundle from a checkpoint: complete and compared with PyTorch, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from dra_export.graphs import graphs_of
+from dra_export.onnx_from_model import OPSET, shape_of, write_onnx, write_query_onnx
+from dra_export.selftest import make_selftest
+from dra_runtime.bundle import Bundle, FileEntry, GraphSpec, Manifest, TensorSpec, TokenizerSpec, bundle_id_of
+from dra_runtime.console import progress
+from dra_runtime.encoder import Encoder
+from dra_runtime.errors import UsageError
+from dra_runtime.manifest import MANIFEST, SELFTEST, manifest_to_dict
+from dra_runtime.selfcheck import require_selfcheck
+from dra_train.checkpoint import Checkpoint
+from dra_train.vocabulary import clip_tokenizer
+
+MERGES = "merges.txt"
+_DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT32: "int32"}
+
+
+def write_bundle(checkpoint: Checkpoint, out: Path, overwrite: bool = False) -> Bundle:
+    """Export a checkpoint to a float32 bundle at ``out``.
+
+    The bundle is made under a temporary name, has to pass its own selftest from disk, and is then renamed. The same
+    checkpoint and library versions give the same bundle_id.
+
+    Raises
+    ------
+    UsageError
+        ``out`` exists: as something else than a bundle, or without ``overwrite``.
+    ExportError
+        A graph came out wrong.
+    SelfCheckError
+        The graphs on disk don't reproduce PyTorch's vectors.
+    """
+    _check_target(out, overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        work.mkdir()
+        _fill(work, checkpoint)
+        require_selfcheck(Encoder.open(work))
+        if out.exists():
+            old = out.with_name(f".{out.name}.{os.getpid()}.old")
+            out.rename(old)
+            work.rename(out)
+            shutil.rmtree(old)
+        else:
+            work.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return Bundle.open(out, integrity="size")
+
+
+def record_parity(bundle: Bundle, parity: dict[str, Any]) -> Bundle:
+    """Write what `verify` measured into the bundle's manifest; its identity stays."""
+    manifest = replace(bundle.manifest, parity=parity)
+    _write_manifest(bundle.path, manifest)
+    return Bundle(bundle.path, manifest)
+
+
+def _fill(folder: Path, checkpoint: Checkpoint) -> None:
+    model = checkpoint.model
+    graphs = graphs_of(model)
+    paths = {graph.name: folder / f"{graph.name}.onnx" for graph in graphs}
+    with progress(len(graphs) + 1, "exporting") as advance:
+        for graph in graphs:
+            if graph.name == "query":
+                write_query_onnx(paths, graph, paths["query"])
+            else:
+                write_onnx(graph, paths[graph.name])
+            advance(1)
+        tokenizer = clip_tokenizer(model.text.context_length)
+        (folder / MERGES).write_text("".join(f"{merge}\n" for merge in tokenizer.merges), encoding="utf-8")
+        np.savez(folder / SELFTEST, allow_pickle=False, **make_selftest(model))  # type: ignore[arg-type]
+        advance(1)
+    manifest = Manifest(
+        bundle_id="",
+        precision="fp32",
+        files={path.name: _file_entry(path) for path in sorted(folder.iterdir())},
+        graphs={name: _graph_spec(path) for name, path in paths.items()},
+        preprocess=model.preprocess,
+        tokenizer=TokenizerSpec(
+            MERGES, tokenizer.context_length, tokenizer.vocab_size, tokenizer.start_token, tokenizer.end_token
+        ),
+        dim=model.config.dim,
+        provenance={
+            "checkpoint": {"sha256": checkpoint.sha256, "provenance": _plain(checkpoint.provenance)},
+            "model": _plain(model.config.to_dict()),
+            "opset": OPSET,
+            "versions": {name: version(name) for name in ("dra-toolkit", "torch", "onnx", "onnxscript")},
+        },
+    )
+    _write_manifest(folder, replace(manifest, bundle_id=bundle_id_of(manifest)))
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    temporary = folder / f".{MANIFEST}.{os.getpid()}.tmp"
+    try:
+        temporary.write_text(json.dumps(manifest_to_dict(manifest), indent=2) + "\n", encoding="utf-8")
+        temporary.replace(folder / MANIFEST)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _graph_spec(path: Path) -> GraphSpec:
+    graph = onnx.load(str(path)).graph
+
+    def specs(values: Any) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(v.name, _DTYPES[v.type.tensor_type.elem_type], shape_of(v)) for v in values)
+
+    return GraphSpec(path.name, specs(graph.input), specs(graph.output))
+
+
+def _file_entry(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        return FileEntry(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
+
+
+def _plain(values: Any) -> Any:
+    """Return ``values`` as JSON would read them back: tuples as lists, so that hashes agree."""
+    return json.loads(json.dumps(values))
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not (out / MANIFEST).is_file():
+        raise UsageError(f"{out} exists and is no bundle; choose another place with -o")
+    if not overwrite:
+        raise UsageError(f"{out} exists; choose another place with -o, or replace it with --overwrite")

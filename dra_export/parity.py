@@ -1,0 +1,197 @@
+"""Compare a bundle on disk with PyTorch float32: every graph, the whole query, and recall."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dra_runtime.console import progress
+from dra_runtime.encoder import Encoder
+from dra_runtime.preprocess import open_image
+from dra_train.data import Dataset, Query
+from dra_train.evaluate import score
+from dra_train.metrics import recalls, subset_ranks, target_ranks
+from dra_train.model import DRA
+
+MIN_COSINE = {"fp32": 0.99999}  #: smallest cosine that passes, by the bundle's precision
+# Sizes are mixed on purpose: a graph that is right for one batch size or text length only must not pass.
+BATCH_SIZES = (1, 2, 7, 16)
+EXTRA_LENGTHS = (0, 3, 20, None)  #: padding after the longest text of a batch; None pads to the full context
+
+Array = NDArray[np.float32]
+
+
+@dataclass
+class Difference:
+    """How far a graph's vectors are from PyTorch's: the worst over all pairs seen so far."""
+
+    min_cosine: float = 1.0
+    max_abs: float = 0.0
+    pairs: int = 0
+
+    def add(self, ours: Array, reference: Tensor) -> None:
+        """Compare two batches (N, …) of vectors; anything but the first axis is flattened."""
+        a = ours.reshape(len(ours), -1).astype(np.float64)
+        b = reference.numpy().reshape(len(ours), -1).astype(np.float64)
+        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        cosines = (a * b).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+        cosines = np.where(np.isfinite(a).all(axis=1), cosines, -1.0)  # NaN and infinity never pass
+        self.min_cosine = min(self.min_cosine, float(cosines.min()))
+        self.max_abs = max(self.max_abs, float(np.nan_to_num(np.abs(a - b), nan=np.inf).max()))
+        self.pairs += len(ours)
+
+    def to_dict(self) -> dict[str, float]:
+        """Return plain values for the JSON."""
+        return {"min_cosine": self.min_cosine, "max_abs": self.max_abs, "pairs": self.pairs}
+
+
+def verify(model: DRA, encoder: Encoder, dataset: Dataset, pairs: int | None = None) -> dict[str, Any]:
+    """Compare a bundle with its model on real image-text pairs.
+
+    With ``pairs``, that many queries spread over the split are compared graph by graph; without, all of them, and the
+    recall of the whole split as well. Returns ``passed``, ``graphs``, ``recall`` (None with ``pairs``) and what it was
+    measured on.
+    """
+    queries = dataset.queries
+    if pairs is not None and pairs < len(queries):
+        queries = tuple(queries[i] for i in np.linspace(0, len(queries) - 1, pairs).astype(int))
+    graphs = compare_graphs(model, encoder, dataset, queries)
+    recall = compare_recall(model, encoder, dataset) if len(queries) == len(dataset.queries) else None
+    least = MIN_COSINE[encoder.bundle.manifest.precision]
+    return {
+        "passed": all(g.min_cosine >= least for g in graphs.values())
+        and (recall is None or recall["reference"] == recall["candidate"]),
+        "threshold": {"min_cosine": least, "recall": "equal"},
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "queries": len(queries),
+        "backend": encoder.backend,
+        "bundle_id": encoder.bundle_id,
+        "batch_sizes": list(BATCH_SIZES),
+        "graphs": {name: graph.to_dict() for name, graph in graphs.items()},
+        "recall": recall,
+    }
+
+
+def compare_graphs(model: DRA, encoder: Encoder, dataset: Dataset, queries: Sequence[Query]) -> dict[str, Difference]:
+    """Run every graph of the bundle, and the runtime's whole query, on the queries' pairs beside PyTorch.
+
+    PyTorch sees the texts padded to the full context, as open_clip pads them; the bundle sees them cut to many lengths.
+    """
+    context = encoder.tokenizer.context_length
+    differences = {name: Difference() for name in encoder.bundle.manifest.graphs}
+    differences["encode_queries"] = Difference()
+    extras = itertools.cycle(EXTRA_LENGTHS)
+    with progress(len(queries), "comparing graphs") as advance, torch.inference_mode():
+        for batch in _batches(queries, BATCH_SIZES):
+            texts = [q.text for q in batch]
+            tokens, extra = encoder.tokenizer(texts), next(extras)
+            length = context if extra is None else min(context, tokens.shape[1] + extra)
+            cut = encoder.tokenizer(texts, length)
+            full = torch.from_numpy(encoder.tokenizer(texts, context))
+            references, targets = (
+                np.stack([model.preprocess(open_image(dataset.images[name])) for name in names])
+                for names in ([q.reference for q in batch], [q.target for q in batch])
+            )
+            image_features, reference_tokens = model.encode_image(torch.from_numpy(references))
+            text_features = model.encode_text(full)
+            query = model.compose(image_features, text_features)
+
+            run = _runner(encoder)
+            encoded = run("image_encoder", {"image": references})
+            differences["image_encoder"].add(encoded["image_features"], image_features)
+            text = run("text_encoder", {"tokens": cut})["text_features"]
+            differences["text_encoder"].add(text, text_features)
+            inputs = {"image_features": image_features.numpy(), "text_features": text_features.numpy()}
+            differences["compositor"].add(run("compositor", inputs)["query"], query)
+            if "query" in differences:
+                differences["query"].add(run("query", {"image": references, "tokens": cut})["query"], query)
+            if reference_tokens is not None:
+                differences["image_encoder"].add(encoded["image_tokens"], reference_tokens)
+                _, candidate_tokens = model.encode_image(torch.from_numpy(targets))
+                assert candidate_tokens is not None
+                pair = {"reference_tokens": reference_tokens.numpy(), "candidate_tokens": candidate_tokens.numpy()}
+                relation = model.relate(reference_tokens, candidate_tokens)
+                differences["reranker"].add(run("reranker", pair)["relation_features"], relation)
+            paths = [dataset.images[q.reference] for q in batch]
+            differences["encode_queries"].add(encoder.encode_queries(paths, texts), query)
+            advance(len(batch))
+    return differences
+
+
+def compare_recall(model: DRA, encoder: Encoder, dataset: Dataset) -> dict[str, Any]:
+    """Answer every query of a split with PyTorch and with the runtime, from image files and texts to ranks.
+
+    Returns recalls of both, how many first answers changed and which, and the mean overlap of the first ten.
+    """
+    names, queries = list(dataset.images), dataset.queries
+    reference = score(model, dataset).composed
+    candidate = runtime_scores(encoder, dataset)
+    both = {}
+    for side, scores in (("reference", reference), ("candidate", candidate)):
+        both[side] = recalls(target_ranks(scores, queries, names), subset_ranks(scores, queries, names))
+    ours, theirs = (answers(scores, queries, names, 10) for scores in (candidate, reference))
+    changed = [
+        {
+            "id": query.id,
+            "text": query.text,
+            "reference": query.reference,
+            "target": query.target,
+            "was": was[0],
+            "is": now[0],
+        }
+        for query, now, was in zip(queries, ours, theirs, strict=True)
+        if now[0] != was[0]
+    ]
+    overlap = float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(ours, theirs, strict=True)]))
+    return {
+        **both,
+        "changed_queries": len(changed),
+        "top10_overlap": round(100 * overlap, 3),
+        "queries": len(queries),
+        "changed": changed,
+    }
+
+
+def runtime_scores(encoder: Encoder, dataset: Dataset) -> Array:
+    """Score every query against the gallery with the runtime alone: (Q, G) cosines."""
+    paths, column = list(dataset.images.values()), {name: i for i, name in enumerate(dataset.images)}
+    encoded = []
+    with progress(len(paths), "runtime: images") as advance:
+        for start in range(0, len(paths), 32):
+            encoded.append(encoder.encode_images(paths[start : start + 32]))
+            advance(len(encoded[-1]))
+    features = np.concatenate(encoded)
+    texts = encoder.encode_texts([q.text for q in dataset.queries])
+    composed = encoder.compose(features[[column[q.reference] for q in dataset.queries]], texts)
+    gallery = features / np.linalg.norm(features, axis=1, keepdims=True)
+    return composed @ gallery.T
+
+
+def answers(scores: Array, queries: Sequence[Query], names: Sequence[str], k: int) -> list[list[str]]:
+    """Return every query's first ``k`` names, its reference left out, ties broken by name."""
+    result = []
+    for row, query in zip(scores, queries, strict=True):
+        order = sorted(range(len(names)), key=lambda i: (-row[i], names[i]))
+        result.append([names[i] for i in order if names[i] != query.reference][:k])
+    return result
+
+
+def _runner(encoder: Encoder) -> Callable[[str, Mapping[str, Any]], dict[str, Any]]:
+    return lambda graph, inputs: encoder.session(graph).run(inputs)
+
+
+def _batches(queries: Sequence[Query], sizes: Sequence[int]) -> Iterator[Sequence[Query]]:
+    start = 0
+    for size in itertools.cycle(sizes):
+        if start >= len(queries):
+            return
+        yield queries[start : start + size]
+        start += size
