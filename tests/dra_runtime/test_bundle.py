@@ -148,10 +148,16 @@ def test_a_wrong_selftest(bundle_copy, changes):
     assert one_line(caught)
 
 
-def test_a_selftest_with_a_pickle_or_no_archive(bundle_copy):
-    replace_selftest(bundle_copy, texts=np.array(["a", {}, 1, None], dtype=object))
+def test_a_selftest_with_a_pickle(bundle_copy):
+    mark = bundle_copy / "executed"
+    payload = type("Payload", (), {"__reduce__": lambda _: (exec, (f"open({str(mark)!r}, 'w').close()",))})()
+    replace_selftest(bundle_copy, texts=np.array([payload] * 4, dtype=object))
     with pytest.raises(BundleFormatError):
         Bundle.open(bundle_copy).selftest()
+    assert not mark.exists()
+
+
+def test_a_selftest_that_is_no_archive(bundle_copy):
     (bundle_copy / "selftest.npz").write_bytes(b"PK\x03\x04 no archive")
     reseal(bundle_copy)
     with pytest.raises(BundleFormatError):

@@ -205,6 +205,12 @@ def test_unusable_images_and_targets(bundle_path, folder, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken", "none", "notes.txt"]
 
 
+def test_a_wrong_target_is_noticed_before_the_work(bundle_path, folder, tmp_path, monkeypatch):
+    (tmp_path / "notes.txt").write_text("x")
+    monkeypatch.setattr("dra_runtime.cli.Encoder", None)
+    assert_refused(run("index", bundle_path, folder, "-o", tmp_path / "notes.txt"), "no gallery")
+
+
 def test_help_and_version():
     for arguments in (("--help",), ("index", "--help"), ("query", "-h"), ("selfcheck", "--help")):
         result = run(*arguments)

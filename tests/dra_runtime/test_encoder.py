@@ -228,6 +228,28 @@ def test_shared_between_threads(bundle_path):
     assert all(np.array_equal(result, expected) for result in results)
 
 
+def test_a_graph_is_opened_once(bundle_path, monkeypatch):
+    import time
+
+    from dra_runtime import encoder as module
+
+    opened, really_open = [], module.open_onnxruntime_cpu
+
+    def slow(path, spec, threads):
+        opened.append(path.name)
+        time.sleep(0.05)
+        return really_open(path, spec, threads)
+
+    monkeypatch.setattr(module, "open_onnxruntime_cpu", slow)
+    shared = Encoder.open(bundle_path, threads=1)
+    threads = [threading.Thread(target=shared.encode_texts, args=("a",)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert opened == ["text_encoder.onnx"]
+
+
 def test_a_failing_backend_is_one_line(encoder):
     with pytest.raises(BackendError) as caught:
         encoder.session("text_encoder").run({"tokens": np.zeros((1, 2), np.int64)})

@@ -201,6 +201,14 @@ def test_adding_is_all_or_nothing(encoder, images):
     assert gallery.ids == ("a",)
 
 
+def test_an_id_added_meanwhile_is_not_overwritten(encoder, images):
+    gallery = Gallery.build(encoder, {})
+    one, other = {"a": images["item-0"]}, {"a": images["item-1"]}
+    with pytest.raises(UsageError, match="already"):  # progress is called when the image is encoded, but not yet added
+        gallery.add(one, progress=lambda *_: gallery.add(other))
+    assert np.array_equal(gallery.features(["a"]), Gallery.build(encoder, other).features(["a"]))
+
+
 @pytest.mark.parametrize("images", [{"": b""}, {7: b""}, {"\ud800": b""}, {"x" * 2000: b""}, [b""], None])
 def test_ids_that_are_none(encoder, images):
     with pytest.raises(UsageError):

@@ -42,6 +42,7 @@ TEXTS = [
     "a cat <end_of_text> and more",
     "<\u017ftart_of_text> '\u017f",
     "Tom &amp; Jerry &amp;lt;3 &#x1F600; &eacute; &notanentity; &#0; &#xD800;",
+    "<i> &amp;lt; twice &amp;amp;lt; &amp;amp;amp;lt; more",
     "a <b>bold</b> &lt;word&gt; & ampersand",
     "“quoted” ‘text’ it’s — dash… naïve café CAFÉ",
     "fullwidth ＡＢＣ１２３！　ideographic",
