@@ -204,7 +204,7 @@ def _latency_note(latency: dict[str, Any]) -> str:
 
 
 def _parity_note(run: Run) -> str:
-    changed = sum(split["changed_first"] for split in run.recall["splits"])
+    changed = sum(split["changed_queries"] for split in run.recall["splits"])
     queries = sum(split["queries"] for split in run.recall["splits"])
     return (
         "The files on disk, answering real pairs, beside PyTorch in float32. "

@@ -86,7 +86,7 @@ def parity_tables(verify: Mapping[str, Any], recall: Mapping[str, Any]) -> tuple
     changed = [(split["split"], c) for split in recall["splits"] for c in split["changed"]]
     if changed:
         rows = tuple(
-            (split, str(c["id"]), c["text"], c["reference"], c["target"], c["pytorch"], c["bundle"])
+            (split, str(c["id"]), c["text"], c["reference"], c["target"], c["was"], c["is"])
             for split, c in changed[:MOST_CHANGED]
         )
         header = ("split", "query", "text", "reference", "right answer", "PyTorch's first", "the bundle's first")

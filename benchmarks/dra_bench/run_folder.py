@@ -46,7 +46,7 @@ def _read(folder: Path, name: str, keys: tuple[str, ...], command: str) -> list[
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UsageError(f"{path} doesn't exist; write it with `{command} … --json > {name}`") from error
+        raise UsageError(f"{path} doesn't exist; write it with `{command} … -o {name}`") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} can't be read as JSON ({error}); write it anew with {command}") from error
     objects = content if isinstance(content, list) and content else [content]
