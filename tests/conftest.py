@@ -20,6 +20,15 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path) -> Path:
+    """Path of the bundle made from `tiny_checkpoint` (read only: copy it before you damage it)."""
+    from dra_export.bundle_writer import write_bundle
+    from dra_train.checkpoint import load_checkpoint
+
+    return write_bundle(load_checkpoint(tiny_checkpoint), tiny_checkpoint.with_name("bundle")).path
+
+
+@pytest.fixture(scope="session")
 def emoji_images() -> tuple[Path, ...]:
     """Sixteen pictures of the built-in data set's validation split, spread over it."""
     from dra_train.data import builtin_dataset, load_cirr
