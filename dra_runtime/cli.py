@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import warnings
 from pathlib import Path
 
 import click
@@ -54,6 +55,7 @@ def index(
     An image's id is its path below IMAGES without the suffix. Files that can't be read are left out and named on
     stderr. The gallery remembers where BUNDLE lies, so queries needn't name it.
     """
+    _quieten_decoders()
     check_target(out)
     total = len(images_of_folder(images))
     encoder = Encoder.open(bundle, backend, threads, _integrity_of(integrity))
@@ -111,6 +113,7 @@ def query(
     as_json: bool,
 ) -> None:
     """Print the images of GALLERY that look like the reference, changed as the text says."""
+    _quieten_decoders()
     if (image is None) == (reference is None):
         raise UsageError("give either --image or --id as the reference, exactly one of them")
     if k < 1:
@@ -158,6 +161,14 @@ def selfcheck_command(bundle: Path, backend: str, threads: int | None, as_json: 
         click.echo("passed" if report.passed else f"FAILED: every cosine must reach {MIN_COSINE}, and tokens be equal")
     if not report.passed:
         raise click.exceptions.Exit(FOUND_WANTING)
+
+
+def _quieten_decoders() -> None:
+    """Silence PIL's warnings about odd metadata: what matters comes as an error.
+
+    For the whole process, so it belongs here and not into the library.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _integrity_of(choice: str) -> Integrity:

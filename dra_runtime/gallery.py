@@ -406,7 +406,8 @@ def _row(ids: tuple[str, ...], name: str) -> int | None:
 def _known_row(ids: tuple[str, ...], name: object) -> int:
     row = _row(ids, name) if isinstance(name, str) else None
     if row is None:
-        raise UnknownIdError(f"the gallery of {len(ids)} images holds no id {name!r:.80}; see its ids")
+        like = f"its ids look like {', '.join(f'{i!r:.40}' for i in ids[:3])}" if ids else "add images first"
+        raise UnknownIdError(f"the gallery of {len(ids)} images holds no id {name!r:.80}; {like}")
     return row
 
 
