@@ -1,11 +1,34 @@
 """The command dra-bench, from its words to its exit codes."""
 
+import hashlib
+import json
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
+from PIL import Image
 
 from dra_bench.cli import main
+from dra_bench.shown import answer
+from dra_bench.write_report import gallery_ranking
+from dra_export.parity import verify
+from dra_runtime.cli import main as search
+from dra_runtime.encoder import Encoder
+from dra_runtime.gallery import Gallery
+from dra_train.backbones import model_config, untrained_model
+from dra_train.checkpoint import load_checkpoint, save_checkpoint
+from dra_train.cli import main as train
+from dra_train.data import load_cirr
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads_of_other_tests():
+    """Give PyTorch back the threads that the commands take from it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def run(capsys, *words):
@@ -60,3 +83,126 @@ def test_a_report_of_no_run_is_one_line(capsys, tmp_path):
 def test_few_samples_are_refused(capsys, tmp_path):
     result = run(capsys, "latency", "--bundle", "b", "--checkpoint", "c", "--samples", "3")
     assert_one_line(*result, "--samples", "11")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, tiny_checkpoint, tiny_bundle, squares):
+    """A run folder as the commands leave it, made by the commands themselves."""
+    folder = tmp_path_factory.mktemp("measured") / "run"
+    folder.mkdir()
+    shutil.copytree(tiny_bundle, folder / "bundle")
+    bundle, checkpoint = folder / "bundle", tiny_checkpoint
+    both = ("--bundle", bundle, "--checkpoint", checkpoint, "--threads", 1)
+    for command, *words in (
+        (train, "evaluate", checkpoint, "--dataset", squares, "-o", folder / "eval.json"),
+        (search, "index", bundle, squares / "img_raw", "-o", folder / "val.gallery"),
+        (main, "latency", *both, "--samples", 12, "--batch", 1, "--batch", 2, "-o", folder / "latency.json"),
+        (main, "recall", *both, "--dataset", squares, "-o", folder / "recall.json"),
+    ):
+        with pytest.raises(SystemExit) as exit_info:
+            command([str(word) for word in words])
+        assert exit_info.value.code == 0
+    parity = verify(load_checkpoint(checkpoint).model, Encoder.open(bundle, threads=1), load_cirr(squares, "val"))
+    (folder / "verify.json").write_text(json.dumps(parity))
+    return folder
+
+
+def test_latency_covers_every_batch_and_backend(measured, tiny_checkpoint):
+    result = json.loads((measured / "latency.json").read_text())
+    assert {row["batch"] for row in result["rows"]} == {1, 2}
+    assert {row["samples"] for row in result["rows"]} == {12}
+    assert {row["backend"] for row in result["rows"]} == {"pytorch-eager", "onnxruntime-cpu", "dra-runtime"}
+    by_id = [r for r in result["rows"] if r["part"] == "query_by_id" and r["backend"] == "onnxruntime-cpu"]
+    assert [r["text_tokens"] for r in by_id] == [12, 12]
+    assert all(0 < r["p50_ms"] <= r["p90_ms"] <= r["p99_ms"] for r in result["rows"])
+    assert result["environment"]["checkpoint_sha256"] == hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()
+    assert result["environment"]["command"].startswith("dra-bench latency --bundle bundle --checkpoint ckpt.pt")
+    assert min(result["agreement"].values()) > 0.99999
+
+
+def test_no_result_tells_a_path_of_the_machine(measured):
+    for name in ("latency.json", "recall.json"):
+        assert str(measured.parent.parent) not in (measured / name).read_text()
+
+
+def test_latency_prints_json_alone_where_asked(capsys, tiny_checkpoint, tiny_bundle):
+    words = (
+        "--bundle",
+        tiny_bundle,
+        "--checkpoint",
+        tiny_checkpoint,
+        "--threads",
+        1,
+        "--samples",
+        11,
+        "--text",
+        "blue",
+    )
+    code, out, err = run(capsys, "latency", *words, "--json")
+    assert code == 0
+    assert {row["text_tokens"] for row in json.loads(out)["rows"]} == {None, 3, 77}
+    assert "timing" in err
+
+
+def test_recall_is_equal_and_says_so(measured):
+    result = json.loads((measured / "recall.json").read_text())
+    assert result["passed"]
+    (split,) = result["splits"]
+    assert (split["dataset"], split["split"], split["queries"], split["gallery"]) == ("squares", "val", 33, 12)
+    assert split["reference"] == split["candidate"]
+    assert json.loads((measured / "eval.json").read_text())["metrics"] == split["reference"]
+
+
+def test_a_bundle_that_finds_less_is_found_wanting(capsys, monkeypatch, tiny_checkpoint, tiny_bundle, squares):
+    monkeypatch.setattr(Encoder, "compose", lambda self, image_features, text_features: -image_features)
+    words = ("--bundle", tiny_bundle, "--checkpoint", tiny_checkpoint, "--threads", 1, "--dataset", squares)
+    code, out, _ = run(capsys, "recall", *words)
+    assert code == 1
+    assert "FAILED" in out
+    assert run(capsys, "recall", *words, "--tolerance", 100)[0] == 0
+
+
+def test_another_checkpoints_bundle_is_one_line(capsys, tmp_path, tiny_bundle):
+    other = tmp_path / "other.pt"
+    save_checkpoint(other, untrained_model(model_config("tiny-resnet"), seed=5), {})
+    for command in ("latency", "recall"):
+        result = run(capsys, command, "--bundle", tiny_bundle, "--checkpoint", other)
+        assert_one_line(*result, "made from another checkpoint", "other.pt")
+
+
+def test_a_report_is_written_from_what_the_commands_left(capsys, measured, squares):
+    code, out, _ = run(capsys, "report", measured, "--dataset", squares, "--queries", 6)
+    assert code == 0
+    assert [line.split()[0].rpartition("/")[2] for line in out.splitlines()] == [
+        "report.html",
+        "picture.png",
+        "report.md",
+    ]
+    page = (measured / "report.html").read_text()
+    assert page.count('<ol class="answers">') == 6
+    with Image.open(measured / "picture.png") as picture:
+        assert picture.width == 1200
+    assert not list(measured.glob(".*"))
+
+
+def test_shown_answers_are_the_evaluations_own(measured, squares):
+    """The ranks on the page follow the protocol of the recalls, though they come from the gallery."""
+    dataset = load_cirr(squares, "val")
+    encoder = Encoder.open(measured / "bundle", threads=1)
+    gallery = Gallery.open(measured / "val.gallery", encoder)
+    shown = answer(dataset.queries, dataset, gallery_ranking(gallery, dataset))
+    first = 100 * sum(query.is_first for query in shown) / len(shown)
+    assert first == pytest.approx(json.loads((measured / "eval.json").read_text())["metrics"]["R@1"], abs=0.01)
+
+
+def test_a_report_needs_its_own_data_set_and_gallery(capsys, measured, squares, tmp_path):
+    broken = tmp_path / "run"
+    shutil.copytree(measured, broken)
+    assert_one_line(*run(capsys, "report", broken), "squares", "emoji_cir")
+    encoder = Encoder.open(broken / "bundle", threads=1)
+    Gallery.build(encoder, {"red": squares / "img_raw/val/red.png"}).save(broken / "val.gallery")
+    before = {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()}
+    assert_one_line(
+        *run(capsys, "report", broken, "--dataset", squares), "val.gallery lacks 11 of the split's 12 images"
+    )
+    assert {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()} == before
