@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,11 +13,12 @@ import numpy.typing as npt
 
 from dra_runtime.bundle import Integrity
 from dra_runtime.encoder import IMAGE_BATCH, Encoder, Features, checked_features
-from dra_runtime.errors import GalleryError, GalleryMismatchError, ImageError, UnknownIdError, UsageError
+from dra_runtime.errors import GalleryError, GalleryMismatchError, ImageError, UsageError
 from dra_runtime.folder import images_of_folder
-from dra_runtime.gallery_file import Vectors, check_id, read_gallery, write_gallery
+from dra_runtime.gallery_file import check_id, read_gallery, write_gallery
 from dra_runtime.preprocess import ImageSource, open_image
 from dra_runtime.search import top_k
+from dra_runtime.vectors import Vectors, known_row, merged, row_of, vectors_from_features, without
 
 Progress = Callable[[int, int], None]
 Loaded = npt.NDArray[np.float32] | ImageError
@@ -88,7 +88,7 @@ class Gallery:
         ids, features = _encode(encoder, sources, progress, skipped if is_folder else None)
         if is_folder and not ids:
             raise GalleryError(f"{images}: none of its {len(skipped)} images can be read; the first: {skipped[0][1]}")
-        return cls(encoder, _vectors_from_features(ids, features), skipped)
+        return cls(encoder, vectors_from_features(ids, features), skipped)
 
     @classmethod
     def from_features(cls, encoder: Encoder, ids: Sequence[str], image_features: npt.ArrayLike) -> Gallery:
@@ -112,7 +112,7 @@ class Gallery:
         ids = [check_id(name) for name in ids]
         if len(set(ids)) != len(ids) or len(ids) != len(features):
             raise UsageError(f"{len(set(ids))} different ids for {len(features)} vectors; give as many as there are")
-        return cls(encoder, _vectors_from_features(ids, features))
+        return cls(encoder, vectors_from_features(ids, features))
 
     @classmethod
     def open(cls, path: str | Path, encoder: Encoder, integrity: Integrity = "hash") -> Gallery:
@@ -161,7 +161,7 @@ class Gallery:
         return len(self._vectors.ids)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and _row(self._vectors.ids, name) is not None
+        return isinstance(name, str) and row_of(self._vectors.ids, name) is not None
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -182,7 +182,7 @@ class Gallery:
             The gallery doesn't hold an id.
         """
         vectors = self._vectors
-        rows = [_known_row(vectors.ids, name) for name in _several(ids)]
+        rows = [known_row(vectors.ids, name) for name in _several(ids)]
         features: Features = vectors.unit[rows] * vectors.norms[rows, None]
         return features
 
@@ -208,11 +208,11 @@ class Gallery:
         sources = _checked(images)
         _refuse_known(self._vectors.ids, sources, replace)  # before the work, and again after it
         ids, features = _encode(self._encoder, sources, progress, None)
-        new = _vectors_from_features(ids, features)
+        new = vectors_from_features(ids, features)
         with self._lock:
             old = self._vectors
             _refuse_known(old.ids, ids, replace)
-            self._vectors = _merged(_without(old, set(ids)), new)
+            self._vectors = merged(without(old, set(ids)), new)
 
     def remove(self, ids: Iterable[str]) -> None:
         """Remove images: all of them, or none if an id is unknown.
@@ -225,8 +225,8 @@ class Gallery:
         names = set(_several(ids))
         with self._lock:
             for name in sorted(names):
-                _known_row(self._vectors.ids, name)
-            self._vectors = _without(self._vectors, names)
+                known_row(self._vectors.ids, name)
+            self._vectors = without(self._vectors, names)
 
     def search(
         self,
@@ -272,7 +272,7 @@ class Gallery:
         excluded = -1
         text_features = self._encoder.encode_texts([text])
         if id is not None:
-            row = _known_row(vectors.ids, id)
+            row = known_row(vectors.ids, id)
             image_features = vectors.unit[row : row + 1] * vectors.norms[row]
             excluded = -1 if keep_reference else row
         else:
@@ -315,7 +315,7 @@ class Gallery:
             exclude = [None] * len(checked)
         if isinstance(exclude, str) or len(exclude) != len(checked):
             raise UsageError(f"{len(exclude)} ids to exclude for {len(checked)} queries; give one for each, or None")
-        return _hits(vectors, checked, k, [-1 if n is None else _known_row(vectors.ids, n) for n in exclude])
+        return _hits(vectors, checked, k, [-1 if n is None else known_row(vectors.ids, n) for n in exclude])
 
 
 def _hits(vectors: Vectors, queries: Features, k: int, excluded: Sequence[int]) -> list[list[Hit]]:
@@ -370,51 +370,10 @@ def _encode(
     return ids, np.concatenate(features)
 
 
-def _vectors_from_features(ids: Sequence[str], features: Features) -> Vectors:
-    """Sort by id and part the raw features into unit vectors and norms."""
-    order = sorted(range(len(ids)), key=lambda i: ids[i])
-    features = features[order]
-    norms = np.linalg.norm(features.astype(np.float64), axis=1)
-    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
-    if len(bad):
-        raise GalleryError(
-            f"the vector of {ids[order[bad[0]]]!r} is zero or not finite; check the bundle and the image"
-        )
-    unit = (features / norms[:, None]).astype(np.float32)
-    return Vectors(tuple(ids[i] for i in order), unit, norms.astype(np.float32))
-
-
-def _without(vectors: Vectors, ids: set[str]) -> Vectors:
-    kept = [row for row, name in enumerate(vectors.ids) if name not in ids]
-    if len(kept) == len(vectors.ids):
-        return vectors
-    return Vectors(tuple(vectors.ids[row] for row in kept), vectors.unit[kept], vectors.norms[kept])
-
-
-def _merged(old: Vectors, new: Vectors) -> Vectors:
-    ids = old.ids + new.ids
-    order = sorted(range(len(ids)), key=lambda i: ids[i])
-    unit, norms = np.concatenate([old.unit, new.unit]), np.concatenate([old.norms, new.norms])
-    return Vectors(tuple(ids[i] for i in order), unit[order], norms[order])
-
-
-def _row(ids: tuple[str, ...], name: str) -> int | None:
-    row = bisect_left(ids, name)
-    return row if row < len(ids) and ids[row] == name else None
-
-
-def _known_row(ids: tuple[str, ...], name: object) -> int:
-    row = _row(ids, name) if isinstance(name, str) else None
-    if row is None:
-        like = f"its ids look like {', '.join(f'{i!r:.40}' for i in ids[:3])}" if ids else "add images first"
-        raise UnknownIdError(f"the gallery of {len(ids)} images holds no id {name!r:.80}; {like}")
-    return row
-
-
 def _refuse_known(known: tuple[str, ...], ids: Iterable[str], replace: bool) -> None:
     if not replace:
         for name in ids:
-            if _row(known, name) is not None:
+            if row_of(known, name) is not None:
                 raise UsageError(f"the gallery holds {name!r:.80} already; remove it first, or give replace=True")
 
 

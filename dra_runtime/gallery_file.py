@@ -22,25 +22,13 @@ import numpy.typing as npt
 
 from dra_runtime.bundle import Integrity
 from dra_runtime.errors import GalleryError, GalleryFormatError, UsageError
+from dra_runtime.vectors import Vectors
 
 FORMAT, VERSION = "dra-gallery", "1"
 MAX_HEADER = 65_536  #: bytes
 MAX_ID = 1_024  #: characters
 _METADATA = ("format", "version", "bundle_id", "bundle", "dim", "data_sha256")
 _ROWS = 65_536
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """A gallery's content at one moment, never changed: ids in ascending order, and a row for each.
-
-    ``unit`` (N, D) float32 of unit length, ``norms`` (N,) float32: their product is the raw feature, which the
-    compositor needs.
-    """
-
-    ids: tuple[str, ...]
-    unit: npt.NDArray[np.float32]
-    norms: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
