@@ -12,7 +12,7 @@ import click
 
 from dra_export.bundle_writer import record_parity, write_bundle
 from dra_export.parity import verify
-from dra_runtime.console import FOUND_WANTING, command_group, table
+from dra_runtime.console import FOUND_WANTING, command_group, table, write_json
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import UsageError
 from dra_train.checkpoint import load_checkpoint
@@ -55,6 +55,7 @@ def onnx_command(checkpoint: Path, out: Path | None, overwrite: bool) -> None:
 @click.option("--pairs", type=click.IntRange(1), help="Compare this many queries only, and no recall.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the bundle's backend; default: all that are free.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the JSON to this file as well.")
 def verify_command(
     bundle: Path,
     checkpoint: Path,
@@ -63,6 +64,7 @@ def verify_command(
     pairs: int | None,
     threads: int | None,
     as_json: bool,
+    output: Path | None,
 ) -> None:
     """Compare BUNDLE on disk with PyTorch float32, on real image-text pairs.
 
@@ -77,6 +79,8 @@ def verify_command(
     result = verify(source.model, encoder, load_cirr(dataset or builtin_dataset(), split), pairs)
     recorded = {**result, "recall": _without_changed(result["recall"])}
     record_parity(encoder.bundle, recorded)
+    if output:
+        write_json(output, result)
     click.echo(json.dumps(result, indent=2) if as_json else parity_table(result))
     if not result["passed"]:
         sys.exit(FOUND_WANTING)
