@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 WINDOW = 3  #: rounds on each side of the comparison that decides whether a cell is warm
 STILL_FASTER = 0.95  #: a cell whose newer window is below this share of its older one is still warming up
-LEAST_WARMUP = 2 * WINDOW
+LEAST_WARMUP = WINDOW  #: rounds even where the budget is gone; to be called steady takes twice as many
 MOST_WARMUP = 30
 WARMUP_SHARE = 0.25  #: of the time budget
 LEAST_SAMPLES = 11  #: below that a p90 says nothing
@@ -78,7 +78,7 @@ def measure(
     samples
         Rounds to measure; None takes as many as fit into ``seconds``, from 11 to ``most_samples``.
     seconds
-        Budget of the whole run; warming up takes at most a quarter of it (but at least six rounds).
+        Budget of the whole run; warming up takes at most a quarter of it, but at least three rounds.
     advance
         Called after each measured round with the rounds done and planned, for a progress bar.
     clock, sleep
@@ -93,7 +93,7 @@ def measure(
     with _collector_off():
         start = clock()
         warmup: list[list[int]] = []
-        while len(warmup) < LEAST_WARMUP or not is_steady(warmup):
+        while not is_steady(warmup):
             spent = (clock() - start) / 1e9
             if len(warmup) >= MOST_WARMUP or (len(warmup) >= LEAST_WARMUP and spent > seconds * WARMUP_SHARE):
                 break

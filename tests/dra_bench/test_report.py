@@ -143,6 +143,17 @@ def test_a_failed_check_stands_in_the_verdict(run_folder, shown, page, name):
     assert ("span", {"id": "verify", "class": "passed"}) in Parsed(render_html(page)).tags
 
 
+def test_latencies_of_a_busy_machine_are_not_quoted(run_folder, shown):
+    content = load(run_folder, "latency.json")
+    for others, quoted in ((None, True), (3.0, True), (40.2, False)):
+        content["environment"]["used_by_others_percent"] = others
+        (run_folder / "latency.json").write_text(json.dumps(content))
+        page = page_from_run(read_run(run_folder), shown[:1], "the rule", "0.1.0")
+        assert ("as fast" in page.verdict) == quoted
+        assert ("other programs used 40 % of the CPUs" in page.verdict) != quoted
+        assert ("don't quote" in page.latency_note) != quoted
+
+
 def test_recalls_on_emoji_pictures_are_called_demo_recalls(run_folder, shown, page):
     content = load(run_folder, "eval.json")
     (run_folder / "eval.json").write_text(json.dumps([{**e, "dataset": "emoji_cir"} for e in content]))

@@ -12,6 +12,7 @@ from dra_bench.timing import (
     LEAST_SAMPLES,
     LEAST_WARMUP,
     MOST_WARMUP,
+    WINDOW,
     Cell,
     is_steady,
     measure,
@@ -66,7 +67,7 @@ def test_slow_first_calls_are_warm_up_and_not_measured():
     cells = [machine.cell("a", 900, 500, 200, 100, 50, 20, 10), machine.cell("b", 5)]
     timings = machine.measure(cells, samples=11)
     assert timings.steady
-    assert timings.warmup_rounds > LEAST_WARMUP
+    assert timings.warmup_rounds > 2 * WINDOW
     assert timings.samples_ns[:, 0].max() == 10e6
 
 
@@ -80,8 +81,16 @@ def test_a_cell_that_never_settles_is_reported():
 def test_warm_up_stops_at_a_quarter_of_the_budget():
     machine = Machine()
     timings = machine.measure([machine.cell("a", *(1000 * 0.9**i for i in range(200)))], seconds=24.0)
-    assert LEAST_WARMUP <= timings.warmup_rounds < MOST_WARMUP
+    assert 2 * WINDOW <= timings.warmup_rounds < MOST_WARMUP
     assert not timings.steady
+
+
+def test_a_budget_that_is_gone_leaves_three_rounds_of_warm_up():
+    machine = Machine()
+    timings = machine.measure([machine.cell("a", 1000)], seconds=1.0)
+    assert timings.warmup_rounds == LEAST_WARMUP == 3
+    assert len(timings.samples_ns) == LEAST_SAMPLES
+    assert not timings.steady  # three rounds are too few to tell
 
 
 def test_a_fixed_number_of_samples_ignores_the_budget():
