@@ -57,3 +57,8 @@ def test_a_first_answer_counts_as_first_even_behind_the_reference():
 @pytest.mark.parametrize("count", [1, 8, 33])
 def test_the_number_asked_for_is_shown(count):
     assert len(choose(queries(*["tone"] * 33), count, 0)) == count
+
+
+def test_the_draw_starts_anywhere_so_no_kind_always_comes_first():
+    row = queries(*["hair"] * 5 + ["tone"] * 5)
+    assert {choose(row, 1, seed)[0].edit for seed in range(20)} == {"hair", "tone"}
