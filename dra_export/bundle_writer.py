@@ -84,7 +84,7 @@ def _fill(folder: Path, checkpoint: Checkpoint) -> None:
             advance(1)
         tokenizer = clip_tokenizer(model.text.context_length)
         (folder / MERGES).write_text("".join(f"{merge}\n" for merge in tokenizer.merges), encoding="utf-8")
-        np.savez(folder / SELFTEST, allow_pickle=False, **make_selftest(model))  # type: ignore[arg-type]
+        np.savez(folder / SELFTEST, allow_pickle=False, **make_selftest(model))
         advance(1)
     manifest = Manifest(
         bundle_id="",

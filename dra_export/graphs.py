@@ -73,6 +73,7 @@ class ImageEncoder(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Encode images; without a vision compositor there are no tokens."""
         features, tokens = self.model.encode_image(image)
         return features if tokens is None else (features, tokens)
 
@@ -85,6 +86,7 @@ class TextEncoder(nn.Module):
         self.model = model
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Encode texts."""
         return self.model.encode_text(tokens)
 
 
@@ -96,6 +98,7 @@ class Compositor(nn.Module):
         self.model = model
 
     def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Compose raw features into queries of unit length."""
         return self.model.compose(image_features, text_features)
 
 
@@ -107,6 +110,7 @@ class Reranker(nn.Module):
         self.model = model
 
     def forward(self, reference_tokens: Tensor, candidate_tokens: Tensor) -> Tensor:
+        """Relate pairs of images."""
         return self.model.relate(reference_tokens, candidate_tokens)
 
 
@@ -118,5 +122,6 @@ class Query(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor, tokens: Tensor) -> Tensor:
+        """Encode and compose."""
         features = self.model.project_image(self.model.image_trunk(image).pooled)
         return self.model.compose(features, self.model.encode_text(tokens))

@@ -172,7 +172,8 @@ def runtime_scores(encoder: Encoder, dataset: Dataset) -> Array:
     texts = encoder.encode_texts([q.text for q in dataset.queries])
     composed = encoder.compose(features[[column[q.reference] for q in dataset.queries]], texts)
     gallery = features / np.linalg.norm(features, axis=1, keepdims=True)
-    return composed @ gallery.T
+    scores: Array = composed @ gallery.T
+    return scores
 
 
 def answers(scores: Array, queries: Sequence[Query], names: Sequence[str], k: int) -> list[list[str]]:
