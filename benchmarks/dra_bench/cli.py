@@ -59,10 +59,18 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead
 _output = click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the JSON to this file as well.")
 
 
-@main.command("latency")
+@main.command("latency", short_help="Time every part of a query, both ways.")
 @_bundle
 @_checkpoint
-@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), default=(1,), help="Repeatable; default: 1.")
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    type=click.IntRange(1),
+    default=(1,),
+    show_default=True,
+    help="Images and texts a call; repeatable.",
+)
 @click.option("--text", default=TEXT, show_default=True, help="The text of every query.")
 @click.option(
     "--samples",
@@ -127,11 +135,13 @@ def latency_command(
     _deliver(result, output, as_json, f"{rows_table(rows)}\n\n{ratios_table(ratios)}")
 
 
-@main.command("recall")
+@main.command("recall", short_help="Compare the answers of both.")
 @_bundle
 @_checkpoint
 @click.option("--dataset", default="builtin", help="Data set in CIRR's format; default: the one in the repository.")
-@click.option("--split", "splits", multiple=True, default=("val",), show_default=True, help="Repeatable.")
+@click.option(
+    "--split", "splits", multiple=True, default=("val",), show_default=True, help="Queries to answer; repeatable."
+)
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 100),
@@ -173,7 +183,7 @@ def recall_command(
     return 0 if result["passed"] else FOUND_WANTING
 
 
-@main.command("report")
+@main.command("report", short_help="Write one page about a run.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The page; default: RUN/report.html. Others go beside it."

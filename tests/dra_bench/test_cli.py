@@ -206,3 +206,8 @@ def test_a_report_needs_its_own_data_set_and_gallery(capsys, measured, squares, 
         *run(capsys, "report", broken, "--dataset", squares), "val.gallery lacks 11 of the split's 12 images"
     )
     assert {path: path.read_bytes() for path in broken.rglob("*") if path.is_file()} == before
+
+
+def test_an_empty_text_is_one_line(capsys, tiny_checkpoint, tiny_bundle):
+    result = run(capsys, "latency", "--bundle", tiny_bundle, "--checkpoint", tiny_checkpoint, "--text", " ")
+    assert_one_line(*result, "give at least one word")
