@@ -40,11 +40,13 @@ class Difference:
         """Compare two batches (N, …) of vectors; anything but the first axis is flattened."""
         a = ours.reshape(len(ours), -1).astype(np.float64)
         b = reference.numpy().reshape(len(ours), -1).astype(np.float64)
-        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        cosines = (a * b).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-        cosines = np.where(np.isfinite(a).all(axis=1), cosines, -1.0)  # NaN and infinity never pass
+        with np.errstate(invalid="ignore", over="ignore"):
+            lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+            cosines = (a * b).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+            worst = np.abs(a - b).max()
+        cosines = np.where(np.isfinite(cosines) & np.isfinite(lengths), cosines, -1.0)  # NaN and infinity never pass
         self.min_cosine = min(self.min_cosine, float(cosines.min()))
-        self.max_abs = max(self.max_abs, float(np.nan_to_num(np.abs(a - b), nan=np.inf).max()))
+        self.max_abs = max(self.max_abs, float(worst) if np.isfinite(worst) else float("inf"))
         self.pairs += len(ours)
 
     def to_dict(self) -> dict[str, float]:
@@ -83,7 +85,8 @@ def verify(model: DRA, encoder: Encoder, dataset: Dataset, pairs: int | None = N
 def compare_graphs(model: DRA, encoder: Encoder, dataset: Dataset, queries: Sequence[Query]) -> dict[str, Difference]:
     """Run every graph of the bundle, and the runtime's whole query, on the queries' pairs beside PyTorch.
 
-    PyTorch sees the texts padded to the full context, as open_clip pads them; the bundle sees them cut to many lengths.
+    The text reference is open_clip's own tower on texts padded to the full context; the bundle sees them cut to many
+    lengths.
     """
     context = encoder.tokenizer.context_length
     differences = {name: Difference() for name in encoder.bundle.manifest.graphs}
@@ -101,7 +104,7 @@ def compare_graphs(model: DRA, encoder: Encoder, dataset: Dataset, queries: Sequ
                 for names in ([q.reference for q in batch], [q.target for q in batch])
             )
             image_features, reference_tokens = model.encode_image(torch.from_numpy(references))
-            text_features = model.encode_text(full)
+            text_features = model.text(full)
             query = model.compose(image_features, text_features)
 
             run = _runner(encoder)
