@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 DEMO_DATASET = "emoji_cir"
 
 
@@ -24,8 +26,8 @@ def times(value: float) -> str:
 
 
 def cosine(value: float) -> str:
-    """Write a cosine near one: as many decimals as it takes to see what is missing."""
-    return f"{value:.8f}"
+    """Write a cosine with seven decimals, rounded down: what isn't equal never reads as 1."""
+    return f"{math.floor(value * 1e7) / 1e7:.7f}"
 
 
 def ordinal(number: int) -> str:

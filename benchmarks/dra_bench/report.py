@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from dra_bench.environment import BUSY
-from dra_bench.figures import DEMO_DATASET, milliseconds, ordinal, percent, recall_name, times
+from dra_bench.figures import DEMO_DATASET, cosine, milliseconds, ordinal, percent, recall_name, times
 from dra_bench.latency import find_ratio
 from dra_bench.picture import thumbnail
 from dra_bench.plots import DARK, LIGHT, latency_plot, recall_plot
@@ -132,7 +132,7 @@ def verdict(run: Run) -> str:
     """Say in two sentences what the run found: demo recalls, faithfulness, speed."""
     finds = " and ".join(
         f"for {percent(e['metrics']['R@1'])} % of {e['queries']} queries on {e['split']}"
-        f" (image alone {percent(e['baselines']['image_only']['R@1'])} %)"
+        f" ({', '.join(_alone(name, metrics) for name, metrics in e['baselines'].items())})"
         for e in run.evaluations
     )
     first = f"The right picture comes first {finds}: {_kind(run)} R@1."
@@ -161,6 +161,10 @@ def shown_line(shown: Sequence[ShownQuery]) -> str:
     return f"{first} of {len(shown)} shown are first, {within} of {len(shown)} among the {ANSWERS} best."
 
 
+def _alone(baseline: str, metrics: dict[str, float]) -> str:
+    return f"{baseline.removesuffix('_only')} alone {percent(metrics['R@1'])} %"
+
+
 def _is_demo(run: Run) -> bool:
     return any(e["dataset"] == DEMO_DATASET for e in run.evaluations)
 
@@ -177,7 +181,7 @@ def _check(run: Run) -> str:
     smallest = min(graph["min_cosine"] for graph in run.verify["graphs"].values())
     states = {True: "passed", False: "FAILED"}
     return (
-        f"dra-export verify {states[bool(run.verify['passed'])]} (smallest cosine {smallest:.7f}), "
+        f"dra-export verify {states[bool(run.verify['passed'])]} (smallest cosine {cosine(smallest)}), "
         f"dra-bench recall {states[bool(run.recall['passed'])]}."
     )
 
