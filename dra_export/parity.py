@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ BATCH_SIZES = (1, 2, 7, 16)
 EXTRA_LENGTHS = (0, 3, 20, None)  #: padding after the longest text of a batch; None pads to the full context
 
 Array = NDArray[np.float32]
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -92,6 +93,7 @@ def compare_graphs(model: DRA, encoder: Encoder, dataset: Dataset, queries: Sequ
     differences = {name: Difference() for name in encoder.bundle.manifest.graphs}
     differences["encode_queries"] = Difference()
     extras = itertools.cycle(EXTRA_LENGTHS)
+    features_of, tokens_of = encode_once(model, dataset, queries)
     with progress(len(queries), "comparing graphs") as advance, torch.inference_mode():
         for batch in _batches(queries, BATCH_SIZES):
             texts = [q.text for q in batch]
@@ -99,11 +101,8 @@ def compare_graphs(model: DRA, encoder: Encoder, dataset: Dataset, queries: Sequ
             length = context if extra is None else min(context, tokens.shape[1] + extra)
             cut = encoder.tokenizer(texts, length)
             full = torch.from_numpy(encoder.tokenizer(texts, context))
-            references, targets = (
-                np.stack([model.preprocess(open_image(dataset.images[name])) for name in names])
-                for names in ([q.reference for q in batch], [q.target for q in batch])
-            )
-            image_features, reference_tokens = model.encode_image(torch.from_numpy(references))
+            references = _pixels(model, dataset, [q.reference for q in batch])
+            image_features = torch.stack([features_of[q.reference] for q in batch])
             text_features = model.text(full)
             query = model.compose(image_features, text_features)
 
@@ -116,10 +115,10 @@ def compare_graphs(model: DRA, encoder: Encoder, dataset: Dataset, queries: Sequ
             differences["compositor"].add(run("compositor", inputs)["query"], query)
             if "query" in differences:
                 differences["query"].add(run("query", {"image": references, "tokens": cut})["query"], query)
-            if reference_tokens is not None:
+            if tokens_of:
+                reference_tokens = torch.stack([tokens_of[q.reference] for q in batch])
+                candidate_tokens = torch.stack([tokens_of[q.target] for q in batch])
                 differences["image_encoder"].add(encoded["image_tokens"], reference_tokens)
-                _, candidate_tokens = model.encode_image(torch.from_numpy(targets))
-                assert candidate_tokens is not None
                 pair = {"reference_tokens": reference_tokens.numpy(), "candidate_tokens": candidate_tokens.numpy()}
                 relation = model.relate(reference_tokens, candidate_tokens)
                 differences["reranker"].add(run("reranker", pair)["relation_features"], relation)
@@ -127,6 +126,30 @@ def compare_graphs(model: DRA, encoder: Encoder, dataset: Dataset, queries: Sequ
             differences["encode_queries"].add(encoder.encode_queries(paths, texts), query)
             advance(len(batch))
     return differences
+
+
+@torch.inference_mode()
+def encode_once(model: DRA, dataset: Dataset, queries: Sequence[Query]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Encode every image that the queries name with PyTorch, once: features (D,) and tokens (T, D) by name.
+
+    Many queries share an image, and PyTorch's image tower is the slowest part of a comparison. Without a vision
+    compositor there are no tokens.
+    """
+    names = list(dict.fromkeys(name for q in queries for name in (q.reference, q.target)))
+    features: dict[str, Tensor] = {}
+    tokens: dict[str, Tensor] = {}
+    with progress(len(names), "PyTorch: images") as advance:
+        for batch in _batches(names, BATCH_SIZES):
+            image_features, image_tokens = model.encode_image(torch.from_numpy(_pixels(model, dataset, batch)))
+            features |= zip(batch, image_features, strict=True)
+            if image_tokens is not None:
+                tokens |= zip(batch, image_tokens, strict=True)
+            advance(len(batch))
+    return features, tokens
+
+
+def _pixels(model: DRA, dataset: Dataset, names: Sequence[str]) -> Array:
+    return np.stack([model.preprocess(open_image(dataset.images[name])) for name in names])
 
 
 def compare_recall(model: DRA, encoder: Encoder, dataset: Dataset) -> dict[str, Any]:
@@ -192,10 +215,10 @@ def _runner(encoder: Encoder) -> Callable[[str, Mapping[str, Any]], dict[str, An
     return lambda graph, inputs: encoder.session(graph).run(inputs)
 
 
-def _batches(queries: Sequence[Query], sizes: Sequence[int]) -> Iterator[Sequence[Query]]:
+def _batches(items: Sequence[Item], sizes: Sequence[int]) -> Iterator[Sequence[Item]]:
     start = 0
     for size in itertools.cycle(sizes):
-        if start >= len(queries):
+        if start >= len(items):
             return
-        yield queries[start : start + size]
+        yield items[start : start + size]
         start += size
