@@ -3,9 +3,12 @@
 Imports stand inside the fixtures, so that a room's tests load only what they use.
 """
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: its threads shall not spin (dra_train)
 
 
 @pytest.fixture(scope="session")
