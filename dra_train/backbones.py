@@ -28,7 +28,7 @@ OURS: dict[str, dict[str, Any]] = {
             "timm_model_name": "tf_efficientnet_lite0",
             "timm_pool": "avg",
             "timm_proj": "linear",
-            "image_size": 128,
+            "image_size": 224,  # the size that EfficientNet-Lite0 was trained at
         },
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 2},
     },

@@ -47,6 +47,7 @@ class Triplets:
     length: Tensor  #: (N,) tokens up to the end-of-text token
     text_id: Tensor  #: (N,) equal where texts are equal
     images: FrozenFeatures  #: of all M training images
+    spread: Tensor  #: (P,) standard deviation of every pooled feature over the images
 
 
 class Temperatures(nn.Module):
@@ -107,6 +108,7 @@ def make_triplets(model: DRA, dataset: Dataset) -> Triplets:
     texts = [q.text for q in dataset.queries]
     text_id = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     tokens = tokenize(model, texts)
+    images = trunk_features(model, list(dataset.images.values()), "training images")
     return Triplets(
         reference=torch.tensor([index[q.reference] for q in dataset.queries]),
         target=torch.tensor([index[q.target] for q in dataset.queries]),
@@ -114,7 +116,8 @@ def make_triplets(model: DRA, dataset: Dataset) -> Triplets:
         # Not the count of non-zeros: 0 pads, but it is also the id of "!" inside a word.
         length=(tokens == END_TOKEN).int().argmax(dim=1) + 1,
         text_id=torch.tensor([text_id[text] for text in texts]),
-        images=trunk_features(model, list(dataset.images.values()), "training images"),
+        images=images,
+        spread=images.pooled.std(dim=0),
     )
 
 
@@ -196,7 +199,7 @@ def warm_up_loss(
     """Stage 1: the explicit loss of the query image feature + text feature."""
     text = encode_texts(model, triplets, batch)
     candidates, target = _candidates(model, triplets, batch, settings)
-    reference = model.project_image(triplets.images.pooled[triplets.reference[batch]])
+    reference = _image_features(model, triplets, triplets.reference[batch], settings)
     query = F.normalize(reference + text, dim=-1)
     return {"explicit": explicit_loss(query, candidates, target, temperatures.explicit)}
 
@@ -211,7 +214,7 @@ def composition_loss(
     """
     text = encode_texts(model, triplets, batch)
     candidates, target = _candidates(model, triplets, batch, settings)
-    reference = model.project_image(triplets.images.pooled[triplets.reference[batch]])
+    reference = _image_features(model, triplets, triplets.reference[batch], settings)
     views = []
     losses = {}
     if settings.views != "compensated" or not model.has_tac:
@@ -241,7 +244,15 @@ def _candidates(model: DRA, triplets: Triplets, batch: Tensor, settings: LossSet
         rows, target = torch.arange(len(triplets.images.pooled)), triplets.target[batch]
     else:
         rows, target = unique_candidates(triplets.target[batch])
-    return F.normalize(model.project_image(triplets.images.pooled[rows]), dim=-1), target
+    return F.normalize(_image_features(model, triplets, rows, settings), dim=-1), target
+
+
+def _image_features(model: DRA, triplets: Triplets, rows: Tensor, settings: LossSettings) -> Tensor:
+    """Return raw features (len(rows), D) of training images, from cached trunk outputs with the settings' noise."""
+    pooled = triplets.images.pooled[rows]
+    if settings.feature_noise:
+        pooled = pooled + settings.feature_noise * triplets.spread * torch.randn_like(pooled)
+    return model.project_image(pooled)
 
 
 def _batches(count: int, size: int) -> Iterator[Tensor]:

@@ -48,12 +48,15 @@ class LossSettings:
     implicit_weight: float
     negatives: str
     logit_scale: float
+    feature_noise: float
 
     def __post_init__(self) -> None:
         if self.views not in VIEWS or self.negatives not in NEGATIVES:
             raise UsageError(f"loss.views is one of {', '.join(VIEWS)}; loss.negatives one of {', '.join(NEGATIVES)}")
         if not 0 < _number(self.logit_scale) < math.inf or not 0 <= _number(self.implicit_weight) < math.inf:
             raise UsageError("loss.logit_scale must be a number above 0, loss.implicit_weight a number of at least 0")
+        if not 0 <= _number(self.feature_noise) < math.inf:
+            raise UsageError("loss.feature_noise must be a number of at least 0")
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,6 @@ class FitSettings:
 
     dataset: str
     train_split: str
-    val_split: str
     model: Mapping[str, Any]
     loss: LossSettings
     stage1: StageSettings
