@@ -144,7 +144,6 @@ pointing-up-back | hand | person=backhand index pointing up | a finger pointing 
 pointing-down | hand | person=backhand index pointing down | a finger pointing down; an index finger pointing downwards
 pointing-up-front | hand | person=index pointing up | a finger pointing up, seen from the front; a raised index finger from the front
 pointing-at-viewer | hand | person=index pointing at the viewer | a finger pointing at the viewer; a finger pointing at you
-middle-finger | hand | person=middle finger | a middle finger; the middle finger
 thumbs-up | hand | person=thumbs up | a thumbs up; a thumb pointing up
 thumbs-down | hand | person=thumbs down | a thumbs down; a thumb pointing down
 raised-fist | hand | person=raised fist | a raised fist; a fist held up
