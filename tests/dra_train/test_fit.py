@@ -14,7 +14,7 @@ from dra_runtime.errors import UsageError
 from dra_train.backbones import model_config, untrained_model
 from dra_train.checkpoint import load_checkpoint
 from dra_train.data import load_cirr
-from dra_train.fit import Temperatures, composition_loss, fit, make_triplets
+from dra_train.fit import Temperatures, composition_loss, fit, make_triplets, warm_up_loss
 from dra_train.model import DRA
 from dra_train.settings import FitSettings
 
@@ -67,7 +67,7 @@ def test_each_stage_trains_only_its_parts(
     cirr_folder: Callable[..., Folder], tiny_settings: Settings, tmp_path: Path
 ) -> None:
     data = load_cirr(cirr_folder().root, "train")
-    start = weights(untrained_model(model_config("tiny-resnet"), seed=0))
+    start = weights(untrained_model(model_config(**tiny_settings().model), seed=0))
 
     def changed(*overrides: str) -> set[str]:
         unchanged = same(start, weights(fit(tiny_settings(*overrides), data, tmp_path)))
@@ -140,7 +140,7 @@ def test_composition_loss_is_the_mean_of_its_views_plus_the_weighted_implicit_lo
     temperatures = Temperatures(20.0)
 
     def parts(*overrides: str) -> dict[str, float]:
-        loss = tiny_settings(*overrides).loss
+        loss = tiny_settings("loss.feature_noise=0", *overrides).loss
         return {k: v.item() for k, v in composition_loss(model, triplets, batch, loss, temperatures).items()}
 
     plain, compensated, both = (parts(f"loss.views={v}")["explicit"] for v in ("plain", "compensated", "both"))
@@ -149,6 +149,27 @@ def test_composition_loss_is_the_mean_of_its_views_plus_the_weighted_implicit_lo
     light, heavy = (parts(f"loss.implicit_weight={w}")["implicit"] for w in (0.5, 2))
     assert heavy == pytest.approx(4 * light, rel=1e-5)
     assert parts("loss.negatives=batch")["explicit"] < parts()["explicit"]  # fewer wrong answers are on offer
+
+
+def test_feature_noise_is_in_standard_deviations_of_each_feature(
+    cirr_folder: Callable[..., Folder], tiny_settings: Settings
+) -> None:
+    data = load_cirr(cirr_folder().root, "train")
+    model = untrained_model(model_config("tiny-resnet"), seed=0)
+    triplets = make_triplets(model, data)
+    torch.testing.assert_close(triplets.spread, triplets.images.pooled.std(dim=0))
+    seen: list[torch.Tensor] = []
+    model.project_image = lambda pooled: (seen.append(pooled), pooled)[1]  # type: ignore[method-assign]
+    for noise in (0, 0.5):
+        loss = tiny_settings(f"loss.feature_noise={noise}", "loss.negatives=gallery").loss
+        for _ in range(200):
+            warm_up_loss(model, triplets, torch.arange(2), loss, Temperatures(20.0))
+    clean = triplets.images.pooled
+    galleries = [pooled for pooled in seen if len(pooled) == len(clean)]
+    assert all(torch.equal(gallery, clean) for gallery in galleries[:200])
+    errors = torch.stack(galleries[200:]) - clean
+    torch.testing.assert_close(errors.std(dim=(0, 1)), 0.5 * triplets.spread, rtol=0.1, atol=0)
+    assert errors.mean(dim=(0, 1)).abs().max() < 0.1 * triplets.spread.max()
 
 
 def test_triplets_keep_the_end_of_every_text(cirr_folder: Callable[..., Folder]) -> None:

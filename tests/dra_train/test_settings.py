@@ -69,6 +69,7 @@ def test_settings_file_of_ones_own(tmp_path: Path) -> None:
         ("loss.negatives=all", "loss.negatives one of batch, gallery"),
         ("loss.logit_scale=-1", "loss.logit_scale must be"),
         ("loss.implicit_weight=true", "loss.implicit_weight"),
+        ("loss.feature_noise=-0.1", "loss.feature_noise must be"),
         ("stage1=3", "a setting is missing or unknown"),
         ("model=demo", "lacks its backbone"),
         ("model.backbone=4", "lacks its backbone"),
