@@ -22,21 +22,21 @@ MODELS = {"demo": "the demo model", "RN50x4": "RN50x4, the paper's size", "ViT-B
 SHOWN = ("R@1", "R@5", "R@10", "Rsubset@1")
 
 DEMO_RECALL = """\
-The preset `demo` on `data/emoji_cir`, three seeds, mean ± standard deviation, in %. The gallery is the whole split, the
-reference is left out of the answers, ties are broken by name. `val`: held-out pictures of known concepts.
+The preset `demo` on `data/emoji_cir`, three seeds, mean ± standard deviation, in %. The gallery is the whole split,
+the reference is left out of the answers, ties are broken by name. `val`: held-out pictures of known concepts.
 `val_unseen`: concepts never seen in training, attribute edits only."""
 
 WHAT_IT_SAYS = """\
 What it says: the composed query finds what neither the picture nor the text finds alone. On `val` the text alone is
 strong, because an edit such as "make her a pilot" names the target's concept and a concept has only a few pictures
-there; on `val_unseen` no text does. What it can't say: how the method does on photographs, or against other methods. The
-model is small, its text tower starts from nothing, and the pictures are emoji: these figures compare runs of this
+there; on `val_unseen` no text does. What it can't say: how the method does on photographs, or against other methods.
+The model is small, its text tower starts from nothing, and the pictures are emoji: these figures compare runs of this
 toolkit with each other, and none of them is a recall of the paper. The settings were chosen by looking at these two
 splits, so they flatter a little; the seeds' spread does not show that."""
 
 FAITHFULNESS = """\
-The bundle on disk in ONNX Runtime against PyTorch float32, with the texts of the reference padded to 77 tokens and those
-of the bundle cut, at batch sizes from 1 to 16. RN50x4 and ViT-B-32 have random weights: their cosines say that the
+The bundle on disk in ONNX Runtime against PyTorch float32, with the texts of the reference padded to 77 tokens and
+those of the bundle cut, at batch sizes from 1 to 16. RN50x4 and ViT-B-32 have random weights: their cosines say that the
 export is right, their recall would mean nothing."""
 
 LATENCY = """\
@@ -85,8 +85,8 @@ def results_page(results: dict[str, Any], machine: str) -> str:
     """Return docs/results.md."""
     parts = [
         "# Results",
-        "Every figure on this page comes from `benchmarks/results/` by `scripts/render_results.py`, and those files from "
-        f"one command: `scripts/make_results {machine}`. Machine: {where(results)}. Nothing was measured on a GPU.",
+        "Every figure on this page comes from `benchmarks/results/` by `scripts/render_results.py`, and those files "
+        f"from one command: `scripts/make_results {machine}`. Machine: {where(results)}. No GPU was used.",
         "## Demo recall",
         DEMO_RECALL,
         recall_table(results),
