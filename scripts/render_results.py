@@ -36,7 +36,7 @@ splits, so they flatter a little; the seeds' spread does not show that."""
 
 FAITHFULNESS = """\
 The bundle on disk in ONNX Runtime against PyTorch float32, with the texts of the reference padded to 77 tokens and
-those of the bundle cut, at batch sizes from 1 to 16. RN50x4 and ViT-B-32 have random weights: their cosines say that the
+those of the bundle cut, at batch sizes 1 to 16. RN50x4 and ViT-B-32 have random weights: their cosines say that the
 export is right, their recall would mean nothing."""
 
 LATENCY = """\
