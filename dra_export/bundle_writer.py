@@ -21,6 +21,7 @@ from dra_runtime.bundle import Bundle, FileEntry, GraphSpec, Manifest, TensorSpe
 from dra_runtime.console import progress
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import UsageError
+from dra_runtime.files import write_json
 from dra_runtime.manifest import MANIFEST, SELFTEST, manifest_to_dict
 from dra_runtime.selfcheck import require_selfcheck
 from dra_train.checkpoint import Checkpoint
@@ -107,12 +108,7 @@ def _fill(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    temporary = folder / f".{MANIFEST}.{os.getpid()}.tmp"
-    try:
-        temporary.write_text(json.dumps(manifest_to_dict(manifest), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(folder / MANIFEST)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_json(folder / MANIFEST, manifest_to_dict(manifest))
 
 
 def _graph_spec(path: Path) -> GraphSpec:

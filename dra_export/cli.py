@@ -12,9 +12,10 @@ import click
 
 from dra_export.bundle_writer import record_parity, write_bundle
 from dra_export.parity import verify
-from dra_runtime.console import FOUND_WANTING, command_group, table, write_json
+from dra_runtime.console import FOUND_WANTING, command_group, table
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import UsageError
+from dra_runtime.files import write_json
 from dra_train.checkpoint import load_checkpoint
 from dra_train.data import builtin_dataset, load_cirr
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 from dra_runtime import __version__
-from dra_runtime.errors import DraError, UsageError
+from dra_runtime.errors import DraError
 
 Item = TypeVar("Item")
 
@@ -28,7 +25,8 @@ class CommandGroup(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command and turn every failure into one line and an exit code."""
         kwargs["standalone_mode"] = False
-        argv = list(kwargs.pop("args", None) or (args[0] if args else None) or sys.argv[1:])
+        given = args[0] if args else kwargs.pop("args", None)
+        argv = list(sys.argv[1:] if given is None else given)
         debug = "--debug" in argv
         argv = [a for a in argv if a != "--debug"]
         kwargs.setdefault("prog_name", self.name)
@@ -98,22 +96,6 @@ def track(items: Sequence[Item], label: str) -> Iterator[Item]:
         for item in items:
             yield item
             advance(1)
-
-
-def write_json(path: Path, values: object) -> None:
-    """Write a command's result as a whole: a reader never meets half of it.
-
-    UsageError when the folder isn't there or can't be written to.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path} can't be written: {error.strerror or error}; check the folder") from error
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

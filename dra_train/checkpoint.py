@@ -67,7 +67,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = " ".join(str(error).split()).split(". ")[0][:120] or type(error).__name__
         raise CheckpointError(f"{path} is damaged or no checkpoint of dra-train ({reason})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of dra-train: it lacks format {FORMAT!r}")

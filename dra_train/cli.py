@@ -10,8 +10,9 @@ from typing import Any
 import click
 import torch
 
-from dra_runtime.console import command_group, table, write_json
+from dra_runtime.console import command_group, table
 from dra_runtime.errors import UsageError
+from dra_runtime.files import write_json
 from dra_train.backbones import model_config, untrained_model
 from dra_train.checkpoint import load_checkpoint, save_checkpoint
 from dra_train.data import BUILTIN, builtin_dataset, load_cirr

@@ -11,7 +11,6 @@ import torch
 from click.core import ParameterSource
 from PIL import Image
 
-from dra_bench.artifacts import write_json
 from dra_bench.backends import BundleEncoder, pytorch_towers
 from dra_bench.environment import BUSY, cpu_clock, environment, used_by_others
 from dra_bench.latency import (
@@ -30,6 +29,7 @@ from dra_bench.timing import LEAST_SAMPLES, Cell, Timings, measure
 from dra_runtime.console import FOUND_WANTING, command_group, progress
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import UsageError
+from dra_runtime.files import write_json
 from dra_runtime.sessions import checked_threads
 from dra_train.checkpoint import Checkpoint, load_checkpoint
 from dra_train.data import builtin_dataset, load_cirr

@@ -6,7 +6,6 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from dra_bench.artifacts import write_bytes
 from dra_bench.picture import draw_queries
 from dra_bench.report import caveat, page_from_run, render_html, render_markdown, shown_line
 from dra_bench.run_folder import read_run
@@ -14,6 +13,7 @@ from dra_bench.shown import answer, choose, rule
 from dra_runtime import __version__
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import UsageError
+from dra_runtime.files import write_bytes
 from dra_runtime.gallery import Gallery
 from dra_train.data import Dataset, Query, load_cirr
 

@@ -1,0 +1,33 @@
+"""Write results by a temporary name and a rename, so that a reader never meets half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from dra_runtime.errors import UsageError
+
+
+def write_json(path: Path, values: object) -> None:
+    """Write JSON as a whole; see `write_bytes`."""
+    write_bytes(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file as a whole.
+
+    Raises
+    ------
+    UsageError
+        The folder isn't there, or can't be written to.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path} can't be written: {error.strerror or error}; check the folder") from error
