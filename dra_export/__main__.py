@@ -8,7 +8,7 @@ from dra_runtime.console import start
 def main() -> None:
     """Run the command line, or say which extra it needs."""
     # PyTorch's threads spin while they wait for one another. Where other programs share the cores (a container, a CI
-    # machine) that made a run nine times as slow; sleeping costs microseconds. Read when torch is imported.
+    # machine) that made runs many times as slow. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     start("dra_export.cli", "export")
 

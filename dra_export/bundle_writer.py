@@ -40,26 +40,21 @@ def write_bundle(checkpoint: Checkpoint, out: Path, overwrite: bool = False) -> 
     Raises
     ------
     UsageError
-        ``out`` exists: as something else than a bundle, or without ``overwrite``.
+        ``out`` exists: as something else than a bundle, or without ``overwrite``; or it can't be written.
     ExportError
         A graph came out wrong.
     SelfCheckError
         The graphs on disk don't reproduce PyTorch's vectors.
     """
     _check_target(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
     work = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        work.mkdir()
+        work.mkdir(parents=True)
         _fill(work, checkpoint)
         require_selfcheck(Encoder.open(work))
-        if out.exists():
-            old = out.with_name(f".{out.name}.{os.getpid()}.old")
-            out.rename(old)
-            work.rename(out)
-            shutil.rmtree(old)
-        else:
-            work.rename(out)
+        _put_in_place(work, out)
+    except OSError as error:
+        raise UsageError(f"{out} can't be written: {error.strerror or error}; choose another place with -o") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Bundle.open(out, integrity="size")
@@ -128,6 +123,21 @@ def _file_entry(path: Path) -> FileEntry:
 def _plain(values: Any) -> Any:
     """Return ``values`` as JSON would read them back: tuples as lists, so that hashes agree."""
     return json.loads(json.dumps(values))
+
+
+def _put_in_place(work: Path, out: Path) -> None:
+    """Rename ``work`` to ``out``; the bundle that stood there goes last, or comes back."""
+    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    replaced = out.exists()
+    if replaced:
+        out.rename(old)
+    try:
+        work.rename(out)
+    except OSError:
+        if replaced:
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_target(out: Path, overwrite: bool) -> None:

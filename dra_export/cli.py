@@ -15,9 +15,9 @@ from dra_export.parity import verify
 from dra_runtime.console import FOUND_WANTING, command_group, table
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import UsageError
-from dra_runtime.files import write_json
+from dra_runtime.files import check_output, write_json
 from dra_train.checkpoint import load_checkpoint
-from dra_train.data import builtin_dataset, load_cirr
+from dra_train.data import dataset_root, load_cirr
 
 main = command_group(
     "dra-export",
@@ -51,7 +51,7 @@ def onnx_command(checkpoint: Path, out: Path | None, overwrite: bool) -> None:
 @main.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="What the bundle was made from.")
-@click.option("--dataset", type=click.Path(path_type=Path), help="CIRR format; default: the one in the repository.")
+@click.option("--dataset", default="builtin", help="Data set in CIRR's format; default: the one in the repository.")
 @click.option("--split", default="val", show_default=True)
 @click.option("--pairs", type=click.IntRange(1), help="Compare this many queries only, and no recall.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the bundle's backend; default: all that are free.")
@@ -60,7 +60,7 @@ def onnx_command(checkpoint: Path, out: Path | None, overwrite: bool) -> None:
 def verify_command(
     bundle: Path,
     checkpoint: Path,
-    dataset: Path | None,
+    dataset: str,
     split: str,
     pairs: int | None,
     threads: int | None,
@@ -72,12 +72,13 @@ def verify_command(
     Every graph at several batch sizes and text lengths, the runtime's whole query, and the recall of the whole split.
     The result goes into the bundle's manifest. Exit code 1 when the bundle is found wanting.
     """
+    check_output(output)
     encoder = Encoder.open(bundle, threads=threads)
     source = load_checkpoint(checkpoint)
     made_from = encoder.bundle.manifest.provenance.get("checkpoint", {}).get("sha256")
     if made_from != source.sha256:
         raise UsageError(f"{bundle} was made from another checkpoint than {checkpoint}; pass the one it was made from")
-    result = verify(source.model, encoder, load_cirr(dataset or builtin_dataset(), split), pairs)
+    result = verify(source.model, encoder, load_cirr(dataset_root(dataset), split), pairs)
     recorded = {**result, "recall": _without_changed(result["recall"])}
     record_parity(encoder.bundle, recorded)
     if output:

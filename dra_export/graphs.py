@@ -26,6 +26,7 @@ class Graph:
     module: nn.Module
     inputs: Mapping[str, tuple[Axis, ...]]  #: shape of every input; strings are symbolic axes
     outputs: tuple[str, ...]
+    max_length: int = 77  #: the largest size of the axis `LENGTH`
 
     def example(self, batch: int, length: int, seed: int = 0) -> tuple[Tensor, ...]:
         """Return one random, valid value for every input."""
@@ -53,7 +54,7 @@ def graphs_of(model: DRA) -> list[Graph]:
         Graph(
             "image_encoder", ImageEncoder(model), image, ("image_features", "image_tokens")[: 2 if model.has_tac else 1]
         ),
-        Graph("text_encoder", TextEncoder(model), tokens, ("text_features",)),
+        Graph("text_encoder", TextEncoder(model), tokens, ("text_features",), model.text.context_length),
         Graph("compositor", Compositor(model), features, ("query",)),
         Graph("query", Query(model), {**image, **tokens}, ("query",)),
     ]

@@ -18,7 +18,6 @@ from dra_runtime.errors import DraError
 OPSET = 20
 # Traced with sizes that occur nowhere else in the models, and not 1, which the tracer would take for a constant.
 TRACE_BATCH, TRACE_LENGTH = 3, 11
-MAX_LENGTH = 77
 
 
 class ExportError(DraError):
@@ -29,7 +28,7 @@ def write_onnx(graph: Graph, path: Path) -> None:
     """Trace ``graph`` in float32 and write it to ``path``, checked by `check_onnx`."""
     axes = {
         BATCH: torch.export.Dim(BATCH, min=1, max=4096),
-        LENGTH: torch.export.Dim(LENGTH, min=2, max=MAX_LENGTH),
+        LENGTH: torch.export.Dim(LENGTH, min=2, max=graph.max_length),
     }
     dynamic_shapes = tuple(
         {i: axes[axis] for i, axis in enumerate(shape) if isinstance(axis, str)} for shape in graph.inputs.values()

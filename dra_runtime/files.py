@@ -9,6 +9,18 @@ from pathlib import Path
 from dra_runtime.errors import UsageError
 
 
+def check_output(path: Path | None) -> None:
+    """Refuse, before minutes of work, an output whose folder isn't there.
+
+    Raises
+    ------
+    UsageError
+        It isn't.
+    """
+    if path and not path.resolve().parent.is_dir():
+        raise UsageError(f"{path} can't be written: the folder of that file doesn't exist; make it first")
+
+
 def write_json(path: Path, values: object) -> None:
     """Write JSON as a whole; see `write_bytes`."""
     write_bytes(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())

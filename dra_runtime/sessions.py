@@ -101,7 +101,7 @@ def open_onnxruntime_cpu(path: Path, spec: GraphSpec, threads: int) -> Session:
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # failures come as exceptions; the log would say them a second time on stderr
     # Waiting threads sleep. Spinning ones would keep every core of an idle service busy, and take them from its
-    # neighbours: beside other work, queries were slower with it. It saves 0.1 ms a query where nothing else runs.
+    # neighbours: beside other work, queries were slower with it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

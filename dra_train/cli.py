@@ -11,11 +11,10 @@ import click
 import torch
 
 from dra_runtime.console import command_group, table
-from dra_runtime.errors import UsageError
-from dra_runtime.files import write_json
+from dra_runtime.files import check_output, write_json
 from dra_train.backbones import model_config, untrained_model
 from dra_train.checkpoint import load_checkpoint, save_checkpoint
-from dra_train.data import BUILTIN, builtin_dataset, load_cirr
+from dra_train.data import BUILTIN, dataset_root, load_cirr
 from dra_train.evaluate import evaluate
 from dra_train.fit import fit
 from dra_train.settings import load_settings, preset_names
@@ -57,7 +56,7 @@ def fit_command(
     settings = load_settings(preset, overrides)
     model_config(**settings.model)  # a wrong name fails before the data are read
     start = time.perf_counter()
-    data = load_cirr(_dataset_root(dataset or settings.dataset), settings.train_split)
+    data = load_cirr(dataset_root(dataset or settings.dataset), settings.train_split)
     click.echo(f"training on {len(data.queries)} triplets over {len(data.images)} images", err=True)
     fit(settings, data, out, seed)
     click.echo(f"{out / 'ckpt.pt'} written after {time.perf_counter() - start:.0f} s")
@@ -85,8 +84,9 @@ def evaluate_command(
     checkpoint: Path, dataset: str, splits: tuple[str, ...], as_json: bool, output: Path | None
 ) -> None:
     """Measure the recall of CHECKPOINT, beside what the image alone and the text alone reach."""
+    check_output(output)
     model = load_checkpoint(checkpoint).model
-    results = [evaluate(model, load_cirr(_dataset_root(dataset), split)) for split in splits]
+    results = [evaluate(model, load_cirr(dataset_root(dataset), split)) for split in splits]
     content = results[0] if len(results) == 1 else results
     if output:
         write_json(output, content)
@@ -114,12 +114,3 @@ def recall_table(result: dict[str, Any]) -> str:
 
 def _figures(metrics: dict[str, float], columns: list[str]) -> list[str]:
     return [f"{metrics[c]:.1f}" if c in metrics else "" for c in columns]
-
-
-def _dataset_root(dataset: str | Path) -> Path:
-    if str(dataset) == "builtin":
-        return builtin_dataset()
-    path = Path(dataset)
-    if not path.is_dir():
-        raise UsageError(f"--dataset {path} is no folder; expected a data set in CIRR's format")
-    return path

@@ -29,10 +29,10 @@ from dra_bench.timing import LEAST_SAMPLES, Cell, Timings, measure
 from dra_runtime.console import FOUND_WANTING, command_group, progress
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import UsageError
-from dra_runtime.files import write_json
+from dra_runtime.files import check_output, write_json
 from dra_runtime.sessions import checked_threads
 from dra_train.checkpoint import Checkpoint, load_checkpoint
-from dra_train.data import builtin_dataset, load_cirr
+from dra_train.data import dataset_root, load_cirr
 
 main = command_group(
     "dra-bench",
@@ -103,7 +103,7 @@ def latency_command(
 
     p99 of few samples is close to the slowest one: look at the number of samples.
     """
-    _check_output(output)
+    check_output(output)
     source, encoder = _open_both(bundle, checkpoint, threads)
     pytorch, contender = pytorch_towers(source.model), BundleEncoder(encoder)
     selftest = encoder.bundle.selftest()
@@ -167,7 +167,7 @@ def recall_command(
     Prints both recalls, how many of the ten best answers are the same, and every query whose first answer changed.
     Exit code 1 when a recall differs by more than the tolerance.
     """
-    _check_output(output)
+    check_output(output)
     source, encoder = _open_both(bundle, checkpoint, threads)
     results = [
         compare_split(source.model, encoder, load_cirr(dataset_root(dataset), split), tolerance) for split in splits
@@ -247,12 +247,6 @@ def _deliver(result: dict[str, Any], output: Path | None, as_json: bool, text: s
     click.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else text)
 
 
-def _check_output(output: Path | None) -> None:
-    """Refuse, before minutes of work, an output whose folder isn't there."""
-    if output and not output.resolve().parent.is_dir():
-        raise UsageError(f"the folder of {output} doesn't exist; make it first")
-
-
 def shown_command() -> str:
     """Return the command line as given, with file names in place of paths."""
     context = click.get_current_context()
@@ -267,13 +261,3 @@ def shown_command() -> str:
             shown = item.name if isinstance(item, Path) else f"{item:g}" if isinstance(item, float) else str(item)
             words += [w for w in (flag, None if item is True else f'"{shown}"' if " " in shown else shown) if w]
     return " ".join(words)
-
-
-def dataset_root(dataset: str) -> Path:
-    """Return a data set's folder; ``builtin`` is the one in the repository."""
-    if dataset == "builtin":
-        return builtin_dataset()
-    path = Path(dataset)
-    if not path.is_dir():
-        raise UsageError(f"--dataset {path} is no folder; expected a data set in CIRR's format")
-    return path

@@ -71,6 +71,25 @@ def test_a_bundle_that_fails_its_selftest_never_appears(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(
+    tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    monkeypatch.setattr(bundle_writer, "_fill", lambda folder, _: shutil.copytree(out, folder, dirs_exist_ok=True))
+    rename = Path.rename
+
+    def fail_for_the_new_one(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    with pytest.raises(UsageError, match="No space left"):
+        write_bundle(load_checkpoint(tiny_checkpoint), out, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert selfcheck(Encoder.open(out)).passed
+
+
 def test_recording_parity_keeps_the_identity(tiny_bundle: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_bundle, tmp_path / "copy")
     before = Bundle.open(copy)

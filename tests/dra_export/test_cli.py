@@ -83,3 +83,18 @@ def test_a_checkpoint_that_is_none_gives_one_line_and_leaves_nothing(
 
 def test_an_existing_bundle_needs_overwrite(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
     assert "--overwrite" in one_line_error(["onnx", str(tiny_checkpoint), "-o", str(tiny_bundle)])
+
+
+def test_a_place_that_cannot_be_written_is_the_users_to_change(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    error = one_line_error(["onnx", str(tiny_checkpoint), "-o", str(tmp_path / "file" / "bundle")])
+    assert "choose another place" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_missing_folder_for_the_result_is_found_before_the_work(
+    tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "nowhere" / "verify.json"
+    error = one_line_error(["verify", str(tiny_bundle), "--checkpoint", str(tiny_checkpoint), "-o", str(output)])
+    assert "make it first" in error

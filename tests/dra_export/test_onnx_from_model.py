@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,18 @@ def test_what_stands_after_the_end_token_changes_nothing(tiny_bundle: Path) -> N
     noisy = tokens[:1].copy()
     noisy[:, length:] = 320
     np.testing.assert_allclose(run(tiny_bundle / "text_encoder.onnx", tokens=noisy)[0], cut, atol=1e-6)
+
+
+def test_a_text_tower_of_another_length_keeps_its_own_limit(tmp_path: Path) -> None:
+    config = model_config("tiny-vit")
+    clip = {**config.clip, "text_cfg": {**config.clip["text_cfg"], "context_length": 32}}
+    model = DRA(replace(config, clip=clip)).eval()
+    graph = next(graph for graph in graphs_of(model) if graph.name == "text_encoder")
+    write_onnx(graph, tmp_path / "text_encoder.onnx")
+    tokens = graph.example(2, 32)[0]
+    with torch.inference_mode():
+        expected = model.text(tokens).numpy()
+    np.testing.assert_allclose(run(tmp_path / "text_encoder.onnx", tokens=tokens.numpy())[0], expected, atol=2e-5)
 
 
 def test_a_model_without_tac_has_no_reranker_and_no_tokens() -> None:
