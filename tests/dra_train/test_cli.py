@@ -17,7 +17,8 @@ from PIL import Image
 from dra_runtime import __version__
 from dra_runtime.errors import CheckpointError
 from dra_train.checkpoint import load_checkpoint, save_checkpoint
-from dra_train.cli import main, recall_table
+from dra_train.cli import main
+from dra_train.commands.evaluate import recall_table
 from dra_train.data import load_cirr
 from dra_train.evaluate import evaluate, score
 

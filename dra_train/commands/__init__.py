@@ -1,0 +1,1 @@
+"""The commands of dra-train, one file each."""
