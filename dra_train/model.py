@@ -26,6 +26,8 @@ from dra_runtime.errors import CheckpointError
 from dra_runtime.preprocess import Preprocess
 from dra_train.vocabulary import END_TOKEN
 
+COMPOSITORS = ("combiner", "sum")
+
 _NOT_CLIPS_TEXT = "the text tower must be CLIP's: causal, pooled at the end-of-text token, projected"
 
 
@@ -41,6 +43,7 @@ class DRAConfig:
     share_layers: bool = True  #: one set of attention weights for all layers of a stream
     share_streams: bool = False  #: one set for both streams; then relate(r, t) equals relate(t, r)
     augmentation: str = "scaled"  #: how F_v joins F_c: "sum" (literal) or "scaled" (F_v brought to F_c's length)
+    compositor: str = "combiner"  #: what joins image and text: "combiner", or "sum" (plain CLIP, nothing to learn)
     combiner_projection: int = 0  #: width of each projected feature; 0 means 4 D, CLIP4Cir's ratio
     combiner_hidden: int = 0  #: width of the Combiner's hidden layer; 0 means 8 D, CLIP4Cir's ratio
     dropout: float = 0.5
@@ -48,6 +51,8 @@ class DRAConfig:
     def __post_init__(self) -> None:
         if self.augmentation not in ("sum", "scaled"):
             raise CheckpointError(f"augmentation {self.augmentation!r} is unknown; use 'sum' or 'scaled'")
+        if self.compositor not in COMPOSITORS:
+            raise CheckpointError(f"compositor {self.compositor!r} is unknown; use {' or '.join(COMPOSITORS)}")
         if self.tac_layers < 0 or self.tac_heads < 1 or self.dim % self.tac_heads:
             raise CheckpointError(
                 f"{self.tac_layers} TAC layers with {self.tac_heads} heads don't fit width {self.dim}"
@@ -161,6 +166,14 @@ class Combiner(nn.Module):
         return F.normalize(v + lam * text_features + (1 - lam) * image_features, dim=-1)
 
 
+class FeatureSum(nn.Module):
+    """The compositor of a plain CLIP: the sum of raw image and text features. It has nothing to learn."""
+
+    def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Compose raw features (N, D) each into queries (N, D) of unit length."""
+        return F.normalize(image_features + text_features, dim=-1)
+
+
 @dataclass(frozen=True)
 class FrozenFeatures:
     """What a frozen image tower gives, before anything that is trained: safe to compute once and keep."""
@@ -178,11 +191,15 @@ class DRA(nn.Module):
         clip = CustomTextCLIP(**_without_pretrained(config.clip))
         self.visual, self.text = clip.visual, clip.text
         _check_text_tower(self.text)
-        self.combiner = Combiner(
-            config.dim,
-            config.combiner_projection or 4 * config.dim,
-            config.combiner_hidden or 8 * config.dim,
-            config.dropout,
+        self.combiner: nn.Module = (
+            FeatureSum()
+            if config.compositor == "sum"
+            else Combiner(
+                config.dim,
+                config.combiner_projection or 4 * config.dim,
+                config.combiner_hidden or 8 * config.dim,
+                config.dropout,
+            )
         )
         if config.tac_layers:
             self.token_projection = nn.Linear(map_channels(self.visual), config.dim)

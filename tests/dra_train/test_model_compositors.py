@@ -186,6 +186,16 @@ def test_augmentation_scaled_brings_the_relation_to_the_texts_length() -> None:
     )
 
 
+def test_compositor_sum_is_the_normalised_sum_and_has_no_weights() -> None:
+    model = untrained_model(model_config("tiny-resnet", compositor="sum", tac_layers=0))
+    image, text = vectors()
+    query = model.compose(image, text).numpy()
+    for i in range(3):
+        expected = (image[i] + text[i]).double().numpy()
+        np.testing.assert_allclose(query[i], expected / np.sqrt((expected**2).sum()), rtol=1e-5, atol=1e-6)
+    assert not any("combiner" in name for name in model.state_dict())
+
+
 def test_model_without_tac_has_neither_tokens_nor_relations() -> None:
     model = untrained_model(model_config("tiny-resnet", tac_layers=0))
     features, tokens = model.encode_image(torch.zeros(1, 3, 64, 64))
@@ -199,6 +209,7 @@ def test_model_without_tac_has_neither_tokens_nor_relations() -> None:
     ("options", "message"),
     [
         ({"augmentation": "product"}, "'product' is unknown; use 'sum' or 'scaled'"),
+        ({"compositor": "mean"}, "'mean' is unknown; use combiner or sum"),
         ({"tac_heads": 3}, "3 heads don't fit width 32"),
         ({"tac_layers": -1}, "-1 TAC layers"),
         ({"tac_heads": 0}, "0 heads"),
