@@ -24,7 +24,7 @@ class Picture:
 class ShownQuery:
     """A query with its best answers."""
 
-    id: int
+    id: int | str
     text: str
     edit: str
     reference: Picture

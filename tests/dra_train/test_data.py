@@ -51,9 +51,12 @@ DAMAGE = {
     "no target": (edited(lambda e: e[2].pop("target_hard") and None), "entry 2: expected CIRR's keys.*target_hard"),
     "no group": (edited(lambda e: e[0].pop("img_set") and None), "entry 0: .*img_set"),
     "pairid that is a word": (edited(lambda e: e[1].update(pairid="first")), "entry 1: .*first"),
-    "caption that is null": (edited(lambda e: e[1].update(caption=None)), "entry 1: .*strings, found None"),
+    "caption that is null": (
+        edited(lambda e: e[1].update(caption=None)),
+        "entry 1: expected a text as string, found None",
+    ),
     "entry that is a list": (edited(lambda e: [[], *e]), "entry 0"),
-    "unknown target": (edited(lambda e: e[4].update(target_hard="c9-dark")), r"names 1 images .*\['c9-dark'\]"),
+    "unknown target": (edited(lambda e: e[4].update(target_hard="c9-dark")), "names 1 images .*: c9-dark;"),
     "no queries": (edited(lambda e: e.clear()), "holds no queries"),
 }
 
