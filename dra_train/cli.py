@@ -1,6 +1,7 @@
 """The command dra-train."""
 
 from dra_runtime.console import command_group
+from dra_train.commands.attention import attention_command
 from dra_train.commands.evaluate import evaluate_command
 from dra_train.commands.fit import fit_command
 from dra_train.commands.init import init_command
@@ -16,5 +17,5 @@ main = command_group(
     """,
 )
 
-for command in (fit_command, init_command, evaluate_command):
+for command in (fit_command, init_command, evaluate_command, attention_command):
     main.add_command(command)
