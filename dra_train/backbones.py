@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import open_clip
+import timm
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
@@ -51,21 +56,122 @@ OURS: dict[str, dict[str, Any]] = {
 }
 
 
-def model_config(backbone: str, **options: Any) -> DRAConfig:
-    """Return the configuration of a backbone: one of `OURS` or any name that open_clip knows.
+TIMM = "timm/"  #: before the name of a timm image tower
 
-    ``options`` are DRAConfig's fields. UsageError lists what there is when the name is unknown.
+# What stands beside a timm tower: the text tower of ViT-B-32 and RN50, and an embedding of its width.
+_TIMM_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
+
+
+def model_config(backbone: str, **options: Any) -> DRAConfig:
+    """Return the configuration of a backbone: one of `OURS`, a name that open_clip knows, or ``timm/NAME``.
+
+    ``options`` are DRAConfig's fields. UsageError lists what there is when the name is unknown, and says why a timm
+    tower can't serve.
     """
-    clip = OURS.get(backbone) or open_clip.get_model_config(backbone)
-    if clip is None:
-        known = ", ".join([*OURS, "RN50", "RN50x4", "ViT-B-32", "ViT-B-16", "ViT-L-14"])
-        raise UsageError(f"backbone {backbone!r} is unknown; use {known} or another open_clip model name")
-    mean, std = (_HALF, _HALF) if backbone == "demo" else (CLIP_MEAN, CLIP_STD)  # EfficientNet-Lite saw [-1, 1]
-    preprocess = Preprocess(clip["vision_cfg"]["image_size"], mean=mean, std=std)
+    if backbone.startswith(TIMM):
+        clip, preprocess = _timm_config(backbone.removeprefix(TIMM))
+    else:
+        known = OURS.get(backbone) or open_clip.get_model_config(backbone)
+        if known is None:
+            names = ", ".join([*OURS, "RN50", "RN50x4", "ViT-B-32", "ViT-B-16", "ViT-L-14"])
+            raise UsageError(
+                f"backbone {backbone!r} is unknown; use {names}, another open_clip model name, or timm/NAME for one of "
+                "timm's image towers"
+            )
+        clip = known
+        mean, std = (_HALF, _HALF) if backbone == "demo" else (CLIP_MEAN, CLIP_STD)  # EfficientNet-Lite saw [-1, 1]
+        preprocess = Preprocess(clip["vision_cfg"]["image_size"], mean=mean, std=std)
     try:
         return DRAConfig(clip=clip, preprocess=preprocess, backbone=backbone, **options)
     except TypeError as error:
         raise UsageError(f"a model option is unknown: {error}") from error
+
+
+def _timm_config(name: str) -> tuple[dict[str, Any], Preprocess]:
+    """Return CLIP's configuration over one of timm's image towers, with the size and colours of its own weights.
+
+    Pooling is the tower's own (an average, a class token, attention), then comes a linear layer to the embedding.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(TIMM + n for n in near)}?" if near else "see timm.list_models()"
+        raise UsageError(f"timm has no image tower {name!r}; {hint}")
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    size = int(cfg.input_size[-1]) if cfg else 224
+    mean, std = (_three(cfg.mean), _three(cfg.std)) if cfg else (CLIP_MEAN, CLIP_STD)
+    vision = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "image_size": size}
+    clip = {"embed_dim": 512, "vision_cfg": vision, "text_cfg": dict(_TIMM_TEXT)}
+    if problem := _timm_problem(name, size):
+        raise UsageError(f"timm's {name} can't be the image tower: {problem}; choose another")
+    return clip, Preprocess(size, mean=mean, std=std)
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue
+
+
+@cache
+def _timm_problem(name: str, size: int) -> str:
+    """Say why a timm tower can't serve, "" when it can: run without weights or memory, on the meta device.
+
+    timm has over a thousand towers. Not all of them keep a map, mark their class tokens or fit open_clip's adapter.
+    """
+    try:
+        with torch.device("meta"), torch.no_grad():
+            visual = TimmModel(name, embed_dim=8, image_size=size, pool="", proj="linear").eval()
+            last = visual.trunk.forward_features(torch.zeros(1, 3, size, size))
+            visual.head(visual.trunk.forward_head(last))
+    except Exception as error:  # noqa: BLE001 - each architecture fails in its own way
+        return f"open_clip's adapter fails on it ({' '.join(str(error).split())[:120]})"
+    channels = visual.trunk.num_features
+    if not isinstance(last, torch.Tensor) or last.ndim not in (3, 4):
+        return "its last features are no map and no tokens"
+    if last.ndim == 4:
+        axis = 3 if getattr(visual.trunk, "output_fmt", "NCHW") == "NHWC" else 1
+        return "" if last.shape[axis] == channels else f"its map {tuple(last.shape)} hasn't {channels} channels"
+    patches = last.shape[1] - getattr(visual.trunk, "num_prefix_tokens", 0)
+    marked = hasattr(visual.trunk, "num_prefix_tokens") or math.isqrt(patches) ** 2 == patches
+    if patches < 2 or not marked or last.shape[2] != channels:
+        return (
+            f"its {last.shape[1]} tokens of width {last.shape[2]} aren't one a patch, with class tokens that it marks"
+        )
+    return ""
+
+
+def clip_signature(clip: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Return what an architecture in CLIP's own layout shows in the shapes of its weights; None for any other."""
+    vision, text = clip["vision_cfg"], clip["text_cfg"]
+    if vision.get("timm_model_name") or text.get("hf_model_name"):
+        return None
+    layers = vision.get("layers", 12)
+    resnet = isinstance(layers, list | tuple)
+    return (
+        clip["embed_dim"],
+        tuple(layers) if resnet else layers,
+        vision.get("width", 768),
+        None if resnet else vision.get("patch_size", 16),
+        vision.get("image_size", 224),
+        *(text.get(key, default) for key, default in (("width", 512), ("layers", 12))),
+        *(text.get(key, default) for key, default in (("context_length", 77), ("vocab_size", 49408))),
+    )
+
+
+def name_of_clip(clip: Mapping[str, Any], quick_gelu: bool = False) -> str | None:
+    """Return the open_clip model whose weights have these shapes; ``quick_gelu`` its variant, where there is one."""
+    wanted = clip_signature(clip)
+    names = sorted(open_clip.list_models(), key=lambda name: (len(name), name))  # RN50x4 before RN50x4-quickgelu
+    same = (name for name in names if clip_signature(_open_clip_config(name)) == wanted)
+    name = next(same, None) if wanted else None
+    if name and quick_gelu and f"{name}-quickgelu" in names:
+        return f"{name}-quickgelu"
+    return name
+
+
+@cache
+def _open_clip_config(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = open_clip.get_model_config(name)
+    return config
 
 
 def untrained_model(config: DRAConfig, seed: int = 0) -> DRA:

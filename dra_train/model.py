@@ -190,6 +190,7 @@ class DRA(nn.Module):
         self.config = config
         clip = CustomTextCLIP(**_without_pretrained(config.clip))
         self.visual, self.text = clip.visual, clip.text
+        _check_image_tower(self.visual)
         _check_text_tower(self.text)
         self.combiner: nn.Module = (
             FeatureSum()
@@ -223,8 +224,8 @@ class DRA(nn.Module):
         if isinstance(visual, TimmModel):
             last = visual.trunk.forward_features(image)
             pooled = visual.trunk.forward_head(last)
-            if last.ndim == 3:  # (N, prefix + T, C) from a transformer
-                tokens = last[:, visual.trunk.num_prefix_tokens :]
+            if last.ndim == 3:  # (N, prefix + T, C) from a transformer; class and register tokens stand in front
+                tokens = last[:, getattr(visual.trunk, "num_prefix_tokens", 0) :]
             elif getattr(visual.trunk, "output_fmt", "NCHW") == "NHWC":  # Swin and its kin
                 tokens = last.flatten(1, 2)
             else:
@@ -238,11 +239,10 @@ class DRA(nn.Module):
             tokens = last.flatten(2).transpose(1, 2)
         else:
             assert isinstance(visual, VisionTransformer)
-            # open_clip pools and norms as the config says; the patch tokens are those after the last block.
-            x = visual.transformer(visual._embeds(image))
-            pooled, _ = visual._pool(x)
+            # open_clip drops the class token, and norms and pools as the config says. The last norm tames the few
+            # channels in which a ViT's residual stream is hundreds of times larger than in all others.
+            pooled, tokens = visual._pool(visual.transformer(visual._embeds(image)))
             pooled = pooled @ visual.proj
-            tokens = x[:, 1:]
         return FrozenFeatures(pooled, tokens)
 
     def project_image(self, pooled: Tensor) -> Tensor:
@@ -297,6 +297,14 @@ def map_channels(visual: nn.Module) -> int:
     if isinstance(visual, VisionTransformer):
         return int(visual.ln_post.normalized_shape[0])
     raise CheckpointError(f"image tower {type(visual).__name__} isn't supported; use a ResNet, ViT or timm config")
+
+
+def _check_image_tower(visual: nn.Module) -> None:
+    """Refuse a ViT whose pooled feature and patch tokens can't be told apart."""
+    if isinstance(visual, VisionTransformer) and (visual.attn_pool is not None or visual.pool_type == "none"):
+        raise CheckpointError(
+            "a ViT with attentional pooling or none keeps no token a patch, which TAC needs; use pool_type tok or avg"
+        )
 
 
 def _check_text_tower(text: nn.Module) -> None:

@@ -107,7 +107,7 @@ def test_image_tokens_are_the_positions_of_the_feature_map(name: str) -> None:
     if name == "tiny-resnet":
         last = visual.layer4
     elif name == "tiny-vit":
-        last = visual.transformer
+        last = visual.ln_post
     else:
         last = None  # timm: forward_features is what a hook can't see
     if last is not None:
