@@ -17,7 +17,8 @@ from dra_runtime.encoder import Encoder
 from dra_runtime.errors import UsageError
 from dra_runtime.files import check_output, write_json
 from dra_train.checkpoint import load_checkpoint
-from dra_train.data import dataset_root, load_cirr
+from dra_train.commands.dataset_options import DATASET_HELP
+from dra_train.data import join, open_dataset, require_targets
 
 main = command_group(
     "dra-export",
@@ -51,7 +52,7 @@ def onnx_command(checkpoint: Path, out: Path | None, overwrite: bool) -> None:
 @main.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="What the bundle was made from.")
-@click.option("--dataset", default="builtin", help="Data set in CIRR's format; default: the one in the repository.")
+@click.option("--dataset", default="builtin", help=DATASET_HELP)
 @click.option("--split", default="val", show_default=True)
 @click.option("--pairs", type=click.IntRange(1), help="Compare this many queries only, and no recall.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the bundle's backend; default: all that are free.")
@@ -78,7 +79,9 @@ def verify_command(
     made_from = encoder.bundle.manifest.provenance.get("checkpoint", {}).get("sha256")
     if made_from != source.sha256:
         raise UsageError(f"{bundle} was made from another checkpoint than {checkpoint}; pass the one it was made from")
-    result = verify(source.model, encoder, load_cirr(dataset_root(dataset), split), pairs)
+    data = join(open_dataset(dataset, split))
+    require_targets(data, "the comparison")
+    result = verify(source.model, encoder, data, pairs)
     recorded = {**result, "recall": _without_changed(result["recall"])}
     record_parity(encoder.bundle, recorded)
     if output:

@@ -16,8 +16,8 @@ from dra_runtime.console import progress
 from dra_runtime.encoder import Encoder
 from dra_runtime.preprocess import open_image
 from dra_train.data import Dataset, Query
-from dra_train.evaluate import score
-from dra_train.metrics import recalls, subset_ranks, target_ranks
+from dra_train.evaluate import measure_scores, score
+from dra_train.metrics import Columns, drops_reference, ranked_names
 from dra_train.model import DRA
 
 MIN_COSINE = {"fp32": 0.99999}  #: smallest cosine that passes, by the bundle's precision
@@ -157,13 +157,12 @@ def compare_recall(model: DRA, encoder: Encoder, dataset: Dataset) -> dict[str, 
 
     Returns recalls of both, how many first answers changed and which, and the mean overlap of the first ten.
     """
-    names, queries = list(dataset.images), dataset.queries
+    queries = dataset.queries
     reference = score(model, dataset).composed
     candidate = runtime_scores(encoder, dataset)
-    both = {}
-    for side, scores in (("reference", reference), ("candidate", candidate)):
-        both[side] = recalls(target_ranks(scores, queries, names), subset_ranks(scores, queries, names))
-    ours, theirs = (answers(scores, queries, names, 10) for scores in (candidate, reference))
+    sides = {"reference": reference, "candidate": candidate}
+    columns, drop = Columns.of(list(dataset.images)), drops_reference(dataset.format)
+    ours, theirs = (ranked_names(scores, queries, columns, 10, drop) for scores in (candidate, reference))
     changed = [
         {
             "id": query.id,
@@ -178,7 +177,7 @@ def compare_recall(model: DRA, encoder: Encoder, dataset: Dataset) -> dict[str, 
     ]
     overlap = float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(ours, theirs, strict=True)]))
     return {
-        **both,
+        **{side: measure_scores(scores, dataset) for side, scores in sides.items()},
         "changed_queries": len(changed),
         "top10_overlap": round(100 * overlap, 3),
         "queries": len(queries),
@@ -200,15 +199,6 @@ def runtime_scores(encoder: Encoder, dataset: Dataset) -> Array:
     gallery = features / np.linalg.norm(features, axis=1, keepdims=True)
     scores: Array = composed @ gallery.T
     return scores
-
-
-def answers(scores: Array, queries: Sequence[Query], names: Sequence[str], k: int) -> list[list[str]]:
-    """Return every query's first ``k`` names, its reference left out, ties broken by name."""
-    result = []
-    for row, query in zip(scores, queries, strict=True):
-        order = sorted(range(len(names)), key=lambda i: (-row[i], names[i]))
-        result.append([names[i] for i in order if names[i] != query.reference][:k])
-    return result
 
 
 def _runner(encoder: Encoder) -> Callable[[str, Mapping[str, Any]], dict[str, Any]]:

@@ -32,7 +32,8 @@ from dra_runtime.errors import UsageError
 from dra_runtime.files import check_output, write_json
 from dra_runtime.sessions import checked_threads
 from dra_train.checkpoint import Checkpoint, load_checkpoint
-from dra_train.data import dataset_root, load_cirr
+from dra_train.commands.dataset_options import DATASET_HELP
+from dra_train.data import open_dataset, require_targets
 
 main = command_group(
     "dra-bench",
@@ -138,7 +139,7 @@ def latency_command(
 @main.command("recall", short_help="Compare the answers of both.")
 @_bundle
 @_checkpoint
-@click.option("--dataset", default="builtin", help="Data set in CIRR's format; default: the one in the repository.")
+@click.option("--dataset", default="builtin", help=DATASET_HELP)
 @click.option(
     "--split", "splits", multiple=True, default=("val",), show_default=True, help="Queries to answer; repeatable."
 )
@@ -169,9 +170,10 @@ def recall_command(
     """
     check_output(output)
     source, encoder = _open_both(bundle, checkpoint, threads)
-    results = [
-        compare_split(source.model, encoder, load_cirr(dataset_root(dataset), split), tolerance) for split in splits
-    ]
+    parts = [part for split in splits for part in open_dataset(dataset, split)]
+    for part in parts:
+        require_targets(part, "the comparison")
+    results = [compare_split(source.model, encoder, part, tolerance) for part in parts]
     result = {
         "passed": all(split["passed"] for split in results),
         "tolerance": tolerance,
@@ -188,7 +190,7 @@ def recall_command(
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The page; default: RUN/report.html. Others go beside it."
 )
-@click.option("--dataset", default="builtin", help="Data set of the queries; default: the one in the repository.")
+@click.option("--dataset", default="builtin", help=DATASET_HELP)
 @click.option("--queries", "count", type=click.IntRange(1, 50), default=8, show_default=True, help="Queries to show.")
 @click.option("--seed", default=0, show_default=True, help="Draws the queries to show, before they are answered.")
 def report_command(run: Path, output: Path | None, dataset: str, count: int, seed: int) -> None:
@@ -199,7 +201,7 @@ def report_command(run: Path, output: Path | None, dataset: str, count: int, see
     """
     from dra_bench.write_report import write_report  # matplotlib and jinja2 load for this command only
 
-    written = write_report(run, output or run / "report.html", dataset_root(dataset), count, seed)
+    written = write_report(run, output or run / "report.html", dataset, count, seed)
     for path in written:
         click.echo(f"{path} written")
 

@@ -10,7 +10,7 @@ from dra_export.parity import compare_recall
 from dra_runtime.console import table
 from dra_runtime.encoder import Encoder
 from dra_train.data import Dataset
-from dra_train.evaluate import PROTOCOL
+from dra_train.evaluate import describe
 from dra_train.model import DRA
 
 
@@ -21,10 +21,7 @@ def compare_split(model: DRA, encoder: Encoder, dataset: Dataset, tolerance: flo
     """
     compared = compare_recall(model, encoder, dataset)
     return {
-        "dataset": dataset.name,
-        "split": dataset.split,
-        "protocol": PROTOCOL,
-        "gallery": len(dataset.images),
+        **describe(dataset),
         "passed": within(compared["reference"], compared["candidate"], tolerance),
         **compared,
     }

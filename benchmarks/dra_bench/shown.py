@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dra_train.data import Dataset, Query
+from dra_train.metrics import drops_reference
 
 ANSWERS = 5  #: best answers shown a query
 
@@ -65,13 +66,14 @@ def answer(
 ) -> tuple[ShownQuery, ...]:
     """Answer queries; ``ranking`` gives all image names of the split for a query, best first, with its reference.
 
-    The reference is dropped, as CIRR's protocol does.
+    The reference is dropped where the data set's protocol does.
     """
-    return tuple(_answer(query, dataset.images, ranking(query)) for query in queries)
+    drop = drops_reference(dataset.format)
+    return tuple(_answer(query, dataset.images, ranking(query), drop) for query in queries)
 
 
-def _answer(query: Query, images: Mapping[str, Path], ranked: Sequence[str]) -> ShownQuery:
-    names = [name for name in ranked if name != query.reference]
+def _answer(query: Query, images: Mapping[str, Path], ranked: Sequence[str], drop_reference: bool) -> ShownQuery:
+    names = [name for name in ranked if not (drop_reference and name == query.reference)]
     return ShownQuery(
         id=query.id,
         text=query.text,

@@ -15,25 +15,26 @@ from dra_runtime.encoder import Encoder
 from dra_runtime.errors import UsageError
 from dra_runtime.files import write_bytes
 from dra_runtime.gallery import Gallery
-from dra_train.data import Dataset, Query, load_cirr
+from dra_train.data import Dataset, Query, open_dataset
 
 GALLERY, BUNDLE = "val.gallery", "bundle"
 
 
-def write_report(folder: Path, output: Path, dataset_root: Path, count: int, seed: int) -> list[Path]:
+def write_report(folder: Path, output: Path, dataset: str | Path, count: int, seed: int) -> list[Path]:
     """Write ``output``, and picture.png and report.md beside it; returns their paths.
 
     The first split of eval.json is the one that is shown; its images must be in the run's val.gallery.
     """
     run = read_run(folder)
     split = run.evaluations[0]
-    dataset = load_cirr(dataset_root, split["split"])
-    if dataset.name != split["dataset"]:
-        raise UsageError(f"eval.json is about {split['dataset']}, but --dataset is {dataset.name}; give the same one")
+    parts = open_dataset(dataset, split["split"], gallery=split.get("gallery_name", "original"))
+    if parts[0].name != split["dataset"]:
+        raise UsageError(f"eval.json is about {split['dataset']}, but --dataset is {parts[0].name}; give the same one")
+    data = next((part for part in parts if part.category == split.get("category")), parts[0])
     encoder = Encoder.open(folder / BUNDLE)
     gallery = Gallery.open(folder / GALLERY, encoder)
-    chosen = choose(dataset.queries, count, seed)
-    shown = answer(chosen, dataset, gallery_ranking(gallery, dataset))
+    chosen = choose(data.queries, count, seed)
+    shown = answer(chosen, data, gallery_ranking(gallery, data))
     how = rule(len(chosen), seed)
     page = page_from_run(run, shown, how, __version__)
     picture = io.BytesIO()

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from dra_export.parity import Difference, answers, compare_graphs, verify
+from dra_export.parity import Difference, compare_graphs, verify
 from dra_runtime.encoder import Encoder
 from dra_train.checkpoint import load_checkpoint
-from dra_train.data import Dataset, Query, builtin_dataset, load_cirr
+from dra_train.data import Dataset, builtin_dataset, load_cirr
 from dra_train.model import DRA
 
 
@@ -94,9 +94,3 @@ def test_values_that_are_not_finite_never_pass() -> None:
         assert difference.min_cosine == -1
     difference.add(np.ones((1, 2), dtype=np.float32), torch.tensor([[torch.nan, 1.0]]))
     assert difference.min_cosine == -1
-
-
-def test_answers_drop_the_reference_and_break_ties_by_name() -> None:
-    query = Query(1, "a", "text", "b", ())
-    scores = np.array([[1.0, 0.5, 0.5, 0.9]], dtype=np.float32)
-    assert answers(scores, [query], ["a", "c", "b", "d"], 3) == [["d", "b", "c"]]

@@ -51,7 +51,7 @@ def test_fit_then_evaluate(cirr_folder: Callable[..., Folder], tmp_path: Path) -
     assert result.exit_code == 0, result.stderr
     measured = json.loads(result.stdout)
     assert json.loads(saved.read_text()) == measured
-    assert list(measured)[:7] == ["dataset", "split", "protocol", "queries", "gallery", "metrics", "baselines"]
+    assert {"dataset", "split", "protocol", "queries", "gallery", "metrics", "baselines"} <= set(measured)
     assert (measured["dataset"], measured["split"]) == ("data", "val")
     assert (measured["queries"], measured["gallery"]) == (24, 12)
     assert "reference dropped" in measured["protocol"]
