@@ -4,6 +4,7 @@ from dra_runtime.console import command_group
 from dra_train.commands.attention import attention_command
 from dra_train.commands.evaluate import evaluate_command
 from dra_train.commands.fit import fit_command
+from dra_train.commands.import_ import import_command
 from dra_train.commands.init import init_command
 
 main = command_group(
@@ -17,5 +18,5 @@ main = command_group(
     """,
 )
 
-for command in (fit_command, init_command, evaluate_command, attention_command):
+for command in (fit_command, init_command, import_command, evaluate_command, attention_command):
     main.add_command(command)

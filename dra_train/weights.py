@@ -91,7 +91,7 @@ def clip_from_shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
         if "visual.layer1.0.conv1.weight" in tensors:
             grid = math.isqrt(tensors["visual.attnpool.positional_embedding"].shape[0] - 1)
             layers: Any = [_count(tensors, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)]
-            vision = {
+            vision: dict[str, Any] = {
                 "image_size": 32 * grid,
                 "layers": layers,
                 "width": tensors["visual.layer1.0.conv1.weight"].shape[0],
@@ -104,6 +104,8 @@ def clip_from_shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
             vision = {"image_size": patch * grid, "layers": layers, "width": width, "patch_size": patch}
     except (KeyError, ValueError, IndexError):
         return None
+    if text_width % 64 or vision["width"] % (2 if vision["patch_size"] is None else 64):
+        return None  # heads would not be 64 wide
     text = {
         "context_length": context_length,
         "vocab_size": vocab_size,
