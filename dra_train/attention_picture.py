@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,14 +15,15 @@ Pixels = NDArray[np.float32]  #: (h, w, 3), 0 to 255
 
 CELL, GAP, MARGIN = 216, 14, 20  #: a panel's side, and the space around it, in pixels
 LINE, LARGE, SMALL = 20, 19, 14  #: height of a line of text; font sizes
+MOST_TEXT = 2000  #: letters of a text that are looked at
 INK, PALE = (28, 28, 32), (96, 96, 104)
 LOOKS, ADDS, TAKES = (219, 68, 0), (0, 122, 62), (190, 24, 140)
 FULL = 4.0  #: shares this many times an even one get the full colour, so that even attention looks even
 LEGEND = (
     "Orange: share of the attention, a patch; full colour is {full:.1f} % or the panel's largest, an even share is "
     "{even:.1f} %. Layer 1 looks at the other image; later layers at what layer 1 brought to the asking image's "
-    'patches; "traced" follows all layers back to the other image{exact}. Green adds to the agreement '
-    "with the text, pink takes from it."
+    'patches; "traced" follows all layers back to the other image{exact}. "44 of 49 patches": '
+    "over how many it spreads (exp of its entropy). Green adds to the agreement with the text, pink takes from it."
 )
 
 
@@ -38,12 +38,12 @@ def draw_attention(
     images = {"reference": reference, "target": target}
     columns = 3 + len(pair.streams[0].layers)
     width = 2 * MARGIN + columns * CELL + (columns - 1) * GAP
-    title = _wrapped(f"“{' '.join(text.split())}”", width, LARGE, lines=2)
+    title = _wrapped(f"“{' '.join(text.split())}”", width - 2 * MARGIN, LARGE, lines=2)
     title.append(f"agreement with the text: cos(F_v, F_c) = {pair.agreement:.2f}")
     patches = pair.streams[0].traced.patches.size
     even = 100 / (patches + 1)
     exact = "" if pair.exact else " (approximately: mean of the heads)"
-    legend = _wrapped(LEGEND.format(full=FULL * even, even=even, exact=exact), width, SMALL, lines=4)
+    legend = _wrapped(LEGEND.format(full=FULL * even, even=even, exact=exact), width - 2 * MARGIN, SMALL, lines=4)
     row = 2 * LINE + CELL + 2 * LINE + GAP
     top = MARGIN + len(title) * (LINE + 6) + GAP
     height = top + len(pair.streams) * row + len(legend) * LINE + MARGIN
@@ -57,13 +57,13 @@ def draw_attention(
         other = stream.traced.over
         draw.text((MARGIN, y), f"Stream {number + 1}: the {stream.asks} asks the {other}", INK, _font(LARGE))
         name = names[0] if stream.asks == "reference" else names[1]
-        panels = [(images[stream.asks], (f"the {stream.asks}, as the model sees it", name)), *_maps(stream, images)]
+        panels = [(images[stream.asks], (f"{stream.asks}, as the model sees it", name)), *_maps(stream, images)]
         panels.append(_agreement(stream, images, strongest))
         for column, (pixels, caption) in enumerate(panels):
             x = MARGIN + column * (CELL + GAP)
             canvas.paste(_resized(pixels), (x, y + LINE + 10))
             for i, line in enumerate(caption):
-                cut = _wrapped(line, CELL + 2 * MARGIN, SMALL, lines=1)
+                cut = _wrapped(line, CELL, SMALL, lines=1)
                 draw.text((x, y + LINE + 10 + CELL + 4 + i * (LINE - 2)), cut[0], PALE if i else INK, _font(SMALL))
     for i, line in enumerate(legend):
         draw.text((MARGIN, top + len(pair.streams) * row + i * LINE), line, PALE, _font(SMALL))
@@ -81,7 +81,7 @@ def _maps(stream: StreamAttention, images: Mapping[str, Pixels]) -> list[tuple[P
     """Return a panel for each layer and one for all layers together, with its two lines of caption."""
     looks = [(f"layer {i + 1}, over the {look.over}", look) for i, look in enumerate(stream.layers)]
     return [
-        (_heat(images[look.over], look), (title, f"{_spread(look)}; class token {100 * look.class_token:.0f} %"))
+        (_heat(images[look.over], look), (title, f"{_spread(look)}, class token {100 * look.class_token:.0f} %"))
         for title, look in [*looks, (f"traced to the {stream.traced.over}", stream.traced)]
     ]
 
@@ -107,7 +107,7 @@ def _spread(look: Look) -> str:
     """Say over how many patches the attention spreads: exp of its entropy."""
     share = look.patches.astype(np.float64) / max(float(look.patches.sum()), 1e-12)
     entropy = -float((share * np.log(np.maximum(share, 1e-12))).sum())
-    return f"spread over {np.exp(entropy):.0f} of {share.size} patches"
+    return f"{np.exp(entropy):.0f} of {share.size} patches"
 
 
 def _tinted(pixels: Pixels, strength: NDArray[np.float32], colour: tuple[int, int, int], pale: bool = True) -> Pixels:
@@ -130,9 +130,22 @@ def _resized(pixels: Pixels) -> Image.Image:
 
 
 def _wrapped(text: str, width: int, size: int, lines: int) -> list[str]:
-    """Break a text into lines that fit ``width``; what doesn't fit into ``lines`` of them is cut."""
-    letters = max(8, int((width - 2 * MARGIN) / (size * 0.5)))  # the font's letters are half as wide as high
-    return textwrap.wrap(text[:4000], letters, max_lines=lines, placeholder=" …") or [""]
+    """Break a text into lines of at most ``width`` pixels; what doesn't fit into ``lines`` of them is cut."""
+    font = _font(size)
+    result = [""]
+    for word in text[:MOST_TEXT].split():
+        longer = f"{result[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            result[-1] = longer
+        elif len(result) < lines and result[-1]:
+            result.append(word)
+        else:
+            result[-1] = longer
+            break
+    while (length := font.getlength(result[-1])) > width:  # a word too long for its line, or the last line of many
+        kept = min(len(result[-1]) - 2, int(len(result[-1]) * width / length))  # nearly enough at once
+        result[-1] = result[-1][:kept].rstrip() + "…"
+    return result
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -18,16 +18,17 @@ from torch import Tensor
 
 Entries = Sequence[Mapping[str, Any]]
 
-#: A mean loss over a whole epoch varies by a few percent; a rise of a quarter, and by a tenth of a nat (which takes a
-#: tenth off the right answer's probability), is no such variation.
+#: A mean loss over a whole epoch varies by a few percent, over a handful of batches by a fifth. A rise by a quarter
+#: (and by a tenth of a nat, a tenth of the right answer's probability) in two epochs running is no such variation,
+#: nor is a loss that doubles (and costs the right answer two thirds of its probability) in one.
 RISE, RISE_NATS = 1.25, 0.1
-GUESSING = 1.05  #: a loss this much above that of an even guess: the model is sure of wrong answers
+LEAP, LEAP_NATS = 2.0, 1.0
 EXPLOSION = 10.0  #: gradients that grow by an order of magnitude from one epoch to the next
 CLIP = 1.0  #: gradients below the norm that training clips at change no step
 HIGHEST_SCALE, LOWEST_SCALE = 99.0, 1.5  #: training bounds the factor on cosines by 100; near 1 all answers are alike
 FEW = 2.0  #: effective rank at which a cosine says little more than the sign of one direction
 SHRUNK, NARROW = 0.25, 10.0  #: a fall to a quarter is more than learning does, but 10 dimensions may be enough
-STUCK = 0.97  #: of the first epoch's implicit loss, or of an even guess: nothing was learnt
+STUCK = 0.97  #: of an even guess and of the epochs before: nothing was learnt, and nothing is being learnt
 VANISHING = 0.01  #: share of the implicit loss below which one step in a hundred would notice it
 READ_OFF, NOT_LEARNT = 0.25, 4.0  #: the compensated view answers (probability > 0.78); the plain view's loss is 4 times
 FALLEN, SINCE = 2.0, 2  #: points of recall below the best, for so many epochs: beyond the noise of a thousand queries
@@ -64,7 +65,18 @@ def diagnose(entries: Entries) -> list[str]:
         return []
     name = entries[-1].get("stage")
     stage = [entry for entry in entries if entry.get("stage") == name]
-    checks = (_not_finite, _diverging, _exploding, _temperature, _collapsed, _relation_alone, _read_off, _over, _under)
+    checks = (
+        _not_finite,
+        _diverging,
+        _guessing,
+        _exploding,
+        _temperature,
+        _collapsed,
+        _relation_alone,
+        _read_off,
+        _over,
+        _under,
+    )
     key = str(name or "stage 2").replace(" ", "")  # "stage 2" is [stage2] in the settings
     when = f"{name or 'training'}, epoch {entries[-1].get('epoch', len(stage))}"
     return [f"{when}: {sentence}" for check in checks for sentence in check(stage, key)]
@@ -82,20 +94,31 @@ def _not_finite(stage: Entries, key: str) -> list[str]:
 
 
 def _diverging(stage: Entries, key: str) -> list[str]:
-    totals = [_total(entry) for entry in stage]
-    last, earlier = totals[-1], [t for t in totals[:-1] if t is not None]
-    cure = f"lower {key}.learning_rate (try {_tenth(stage)}), with more epochs for a longer warm-up"
-    if last is None:
+    totals = [t for entry in stage if (t := _total(entry)) is not None]
+    if len(totals) < 2 or _total(stage[-1]) is None:
         return []
-    if earlier and last > RISE * min(earlier) and last > min(earlier) + RISE_NATS:
-        return [f"the loss rose from {_short(min(earlier))} to {_short(last)}: the run diverges; {cure}"]
-    guess, explicit = _value(stage[-1], "chance", "explicit"), _losses(stage[-1]).get("explicit")
-    if guess and explicit and explicit > GUESSING * guess:
-        return [
-            f"the explicit loss is {_short(explicit)}, that of an even guess {_short(guess)}: the model is "
-            f"sure of wrong answers, the run diverges; {cure}"
-        ]
-    return []
+    last = totals[-1]
+
+    def above(earlier: list[float], factor: float, nats: float, risen: float) -> bool:
+        return bool(earlier) and risen > factor * min(earlier) and risen > min(earlier) + nats
+
+    if not above(totals[:-1], LEAP, LEAP_NATS, last) and not above(totals[:-2], RISE, RISE_NATS, min(totals[-2:])):
+        return []
+    return [
+        f"the loss rose from {_short(min(totals))} to {_short(last)}: the run diverges; lower {key}.learning_rate (try "
+        f"{_tenth(stage)}), with more epochs for a longer warm-up"
+    ]
+
+
+def _guessing(stage: Entries, key: str) -> list[str]:
+    """Find an explicit loss that stays at that of an even guess: where too large steps lead, or too small ones stay."""
+    pairs = [(_losses(entry).get("explicit"), _value(entry, "chance", "explicit")) for entry in stage[-2:]]
+    if len(pairs) < 2 or not all(loss and guess and STUCK < loss / guess < 1 / STUCK for loss, guess in pairs):
+        return []
+    return [
+        f"the explicit loss is {_short(pairs[-1][0])}, that of an even guess {_short(pairs[-1][1])}: the model tells "
+        f"no candidates apart; lower {key}.learning_rate (try {_tenth(stage)}), or raise it if the run began like this"
+    ]
 
 
 def _exploding(stage: Entries, key: str) -> list[str]:
@@ -121,9 +144,9 @@ def _temperature(stage: Entries, key: str) -> list[str]:
                 f"loss now falls by sharper answers alone, not by better features; lower {key}.learning_rate, or "
                 f"regularise with model.dropout or loss.feature_noise"
             )
-        elif scales[-1] <= LOWEST_SCALE < scales[0]:
+        elif scales[-1] <= LOWEST_SCALE:
             found.append(
-                f"{field} has fallen from {_short(scales[0])} to {_short(scales[-1])}: all answers are "
+                f"{field} is down to {_short(scales[-1])} (CLIP's starts at 14): all answers are "
                 f"equally likely to the {loss} loss; lower {key}.learning_rate (try {_tenth(stage)})"
             )
     return found
@@ -148,19 +171,19 @@ def _collapsed(stage: Entries, key: str) -> list[str]:
 
 
 def _relation_alone(stage: Entries, key: str) -> list[str]:
-    losses = [_losses(entry).get("implicit") for entry in stage]
-    first, last = losses[0], losses[-1]
+    losses = [v for entry in stage if (v := _losses(entry).get("implicit")) is not None and math.isfinite(v)]
+    last = _losses(stage[-1]).get("implicit")
     if last is None or not math.isfinite(last):
         return []
     found = []
     guess = _value(stage[-1], "chance", "implicit")
-    if len(stage) > 1 and (last > STUCK * guess if guess else bool(first) and last > STUCK * (first or 0.0)):
-        beside = (
-            f"that of an even guess is {_short(guess)}" if guess else f"after the first epoch it was {_short(first)}"
-        )
+    # Without an even guess to compare with, only a loss that never fell says it.
+    never_fell = len(losses) > 1 and last > STUCK * (losses[0] if guess is None else min(losses[:-1]))
+    if never_fell and (guess is None or last > STUCK * guess):
+        than = f"at first it was {_short(losses[0])}" if guess is None else f"that of an even guess is {_short(guess)}"
         found.append(
-            f"the implicit loss is {_short(last)}, {beside}: TAC learns nothing, training collapses onto the "
-            f"explicit relation; raise loss.implicit_weight or {key}.learning_rate"
+            f"the implicit loss is {_short(last)}, {than}: TAC learns nothing, training collapses onto the explicit "
+            f"relation; raise loss.implicit_weight, or change {key}.learning_rate"
         )
     share, earlier = _value(stage[-1], "implicit_share"), _value(stage[0], "implicit_share")
     # A share that was larger once has vanished because TAC has learnt its texts: no fault.
