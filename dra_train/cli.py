@@ -2,10 +2,12 @@
 
 from dra_runtime.console import command_group
 from dra_train.commands.attention import attention_command
+from dra_train.commands.check_data import check_data_command
 from dra_train.commands.evaluate import evaluate_command
 from dra_train.commands.fit import fit_command
 from dra_train.commands.import_ import import_command
 from dra_train.commands.init import init_command
+from dra_train.commands.submit import submit_command
 
 main = command_group(
     "dra-train",
@@ -18,5 +20,13 @@ main = command_group(
     """,
 )
 
-for command in (fit_command, init_command, import_command, evaluate_command, attention_command):
+for command in (
+    fit_command,
+    init_command,
+    import_command,
+    evaluate_command,
+    submit_command,
+    check_data_command,
+    attention_command,
+):
     main.add_command(command)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dra_runtime.errors import DatasetError
-from dra_train.data.images import require_known, without_missing
+from dra_train.data.images import require_known
 from dra_train.data.read import read_json, text_of
 from dra_train.data.types import Dataset, Query
 
@@ -22,16 +22,20 @@ def is_circo(root: Path) -> bool:
     return (root / "annotations").is_dir() and ((root / COCO).is_dir() or (root / "annotations" / "val.json").is_file())
 
 
-def load_circo(root: Path, split: str, *, image_root: Path | None = None, allow_missing: bool = False) -> Dataset:
-    """Read one split below ``root``; ``image_root`` is ``unlabeled2017`` where that lies elsewhere.
+def circo_splits(root: Path) -> list[str]:
+    """List the splits below ``root``."""
+    return sorted(path.stem for path in (root / "annotations").glob("*.json"))
 
-    An image's name is its COCO id as 12 digits. ``edit`` holds the semantic aspects, joined by "+". DatasetError says
-    what is missing, malformed or inconsistent; for ``allow_missing`` see `without_missing`.
+
+def read_circo(root: Path, split: str, image_root: Path | None = None) -> Dataset:
+    """Read one split below ``root``, without a look at the images; ``image_root`` is an ``unlabeled2017`` elsewhere.
+
+    An image's name is its COCO id as 12 digits. ``edit`` holds the semantic aspects, joined by "+". A split without any
+    ``target_img_id`` hides its targets. DatasetError says what is malformed or inconsistent.
     """
     source = root / "annotations" / f"{split}.json"
     if not source.is_file():
-        found = sorted(path.stem for path in source.parent.glob("*.json"))
-        raise DatasetError(f"{root} has no split {split!r}; it has {', '.join(found) or 'none'}")
+        raise DatasetError(f"{root} has no split {split!r}; it has {', '.join(circo_splits(root)) or 'none'}")
     folder = image_root or root / COCO / "unlabeled2017"
     listing = root / COCO / "annotations" / "image_info_unlabeled2017.json"
     try:
@@ -45,8 +49,7 @@ def load_circo(root: Path, split: str, *, image_root: Path | None = None, allow_
     hidden = not any(isinstance(entry, dict) and "target_img_id" in entry for entry in entries)
     queries = tuple(_query(entry, f"{source}, entry {i}", hidden) for i, entry in enumerate(entries))
     require_known((n for q in queries for n in (q.reference, *q.right_answers)), images, source)
-    dataset = Dataset(root.resolve().name, split, queries, images, format="circo")
-    return without_missing(dataset, folder, allow_missing)
+    return Dataset(root.resolve().name, split, queries, images, format="circo")
 
 
 def image_name(id: Any) -> str:

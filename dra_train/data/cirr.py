@@ -18,23 +18,32 @@ from dra_train.data.types import Dataset, Query
 
 def is_cirr(root: Path) -> bool:
     """Tell whether a folder looks like CIRR's."""
-    return any(True for d in _captions_folders(root) for _ in d.glob("cap.rc2.*.json"))
+    return bool(cirr_splits(root))
 
 
-def load_cirr(root: Path, split: str, *, image_root: Path | None = None, allow_missing: bool = False) -> Dataset:
-    """Read one split of a CIRR-format data set below ``root``.
+def load_cirr(root: Path, split: str) -> Dataset:
+    """Read one split of a CIRR-format data set, and check that all its images are there; see `read_cirr`."""
+    return without_missing(read_cirr(root, split), allow_missing=False)
+
+
+def cirr_splits(root: Path) -> list[str]:
+    """List the splits below ``root``."""
+    return sorted({p.name.split(".")[2] for d in _captions_folders(root) for p in d.glob("cap.rc2.*.json")})
+
+
+def read_cirr(root: Path, split: str, image_root: Path | None = None) -> Dataset:
+    """Read one split of a CIRR-format data set below ``root``, without a look at the images.
 
     Both layouts met in the wild are understood: ``cirr/`` beside ``img_raw/``, and the images beside ``cirr/``;
     ``image_root`` is where the images are otherwise. A split without any ``target_hard`` hides its targets.
-    DatasetError says what is missing, malformed or inconsistent; for ``allow_missing`` see `without_missing`.
+    DatasetError says what is malformed or inconsistent.
     """
     folder = next((d for d in _captions_folders(root) if d.is_dir()), None)
     if folder is None:
         raise DatasetError(f"{root} holds no CIRR data: expected {root / 'cirr' / 'captions'}; check the path")
     captions = folder / f"cap.rc2.{split}.json"
     if not captions.is_file():
-        found = sorted(p.name.split(".")[2] for p in folder.glob("cap.rc2.*.json"))
-        raise DatasetError(f"{root} has no split {split!r}; it has {', '.join(found) or 'none'}")
+        raise DatasetError(f"{root} has no split {split!r}; it has {', '.join(cirr_splits(root)) or 'none'}")
     paths = read_json(folder.parent / "image_splits" / f"split.rc2.{split}.json", dict)
     if wrong := [name for name, relative in paths.items() if not isinstance(relative, str)]:
         raise DatasetError(f"split {split!r} gives no path for {len(wrong)} images, such as {wrong[0]!r}")
@@ -46,7 +55,7 @@ def load_cirr(root: Path, split: str, *, image_root: Path | None = None, allow_m
     hidden = not any(isinstance(entry, dict) and "target_hard" in entry for entry in entries)
     queries = tuple(_query(entry, f"{captions}, entry {i}", hidden) for i, entry in enumerate(entries))
     require_known((n for q in queries for n in (q.reference, *q.right_answers, *q.group)), images, captions)
-    return without_missing(Dataset(root.resolve().name, split, queries, images), image_root, allow_missing)
+    return Dataset(root.resolve().name, split, queries, images)
 
 
 def _captions_folders(root: Path) -> tuple[Path, ...]:

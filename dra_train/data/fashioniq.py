@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dra_runtime.errors import DatasetError
-from dra_train.data.images import paths_by_stem, require_known, without_missing
+from dra_train.data.images import paths_by_stem, require_known
 from dra_train.data.read import name_of, read_json, text_of
 from dra_train.data.types import Dataset, Query
 
@@ -22,34 +22,36 @@ STRIPPED = ".?, "  #: what the published code strips from both ends of a caption
 
 def is_fashioniq(root: Path) -> bool:
     """Tell whether a folder looks like FashionIQ's."""
-    return any(True for category in CATEGORIES for _ in (root / "captions").glob(f"cap.{category}.*.json"))
+    return bool(fashioniq_splits(root))
 
 
-def load_fashioniq(
-    root: Path, split: str, *, gallery: str = "original", image_root: Path | None = None, allow_missing: bool = False
+def fashioniq_splits(root: Path) -> list[str]:
+    """List the splits below ``root``."""
+    files = (path for category in CATEGORIES for path in (root / "captions").glob(f"cap.{category}.*.json"))
+    return sorted({path.name.split(".")[2] for path in files})
+
+
+def read_fashioniq(
+    root: Path, split: str, gallery: str = "original", image_root: Path | None = None
 ) -> tuple[Dataset, ...]:
-    """Read one split below ``root``: a data set for every category.
+    """Read one split below ``root``, without a look at the images: a data set for every category.
 
-    ``gallery`` is one of `GALLERIES`: published scores use either, and they differ. DatasetError says what is missing,
-    malformed or inconsistent; for ``allow_missing`` see `without_missing`.
+    ``gallery`` is one of `GALLERIES`: published scores use either, and they differ. A split without any ``target``
+    hides its targets. DatasetError says what is malformed or inconsistent.
     """
     folder = image_root or root / "images"
-    if gallery not in GALLERIES:
-        raise DatasetError(f"gallery {gallery!r} is unknown; FashionIQ has {' and '.join(GALLERIES)}")
     captions = root / "captions"
     if not all((captions / f"cap.{category}.{split}.json").is_file() for category in CATEGORIES):
-        found = sorted({path.name.split(".")[2] for path in captions.glob(f"cap.{CATEGORIES[0]}.*.json")})
+        found = fashioniq_splits(root)
         raise DatasetError(
             f"{root} has no split {split!r} of all of {', '.join(CATEGORIES)}; it has {', '.join(found) or 'none'}"
         )
     present = paths_by_stem(folder, SUFFIXES.__contains__)
-    return tuple(
-        _load_category(root, category, split, gallery, folder, present, allow_missing) for category in CATEGORIES
-    )
+    return tuple(_read_category(root, category, split, gallery, folder, present) for category in CATEGORIES)
 
 
-def _load_category(
-    root: Path, category: str, split: str, gallery: str, folder: Path, present: dict[str, Path], allow_missing: bool
+def _read_category(
+    root: Path, category: str, split: str, gallery: str, folder: Path, present: dict[str, Path]
 ) -> Dataset:
     captions = root / "captions" / f"cap.{category}.{split}.json"
     listing = root / "image_splits" / f"split.{category}.{split}.json"
@@ -66,10 +68,7 @@ def _load_category(
     if gallery == "val_union":
         used = {name for query in queries for name in (query.reference, *query.right_answers)}
         images = {name: path for name, path in images.items() if name in used}
-    dataset = Dataset(
-        root.resolve().name, split, queries, images, format="fashioniq", gallery=gallery, category=category
-    )
-    return without_missing(dataset, folder, allow_missing)
+    return Dataset(root.resolve().name, split, queries, images, format="fashioniq", gallery=gallery, category=category)
 
 
 def _query(entry: Any, id: str, where: str, hidden: bool) -> Query:

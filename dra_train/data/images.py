@@ -23,6 +23,7 @@ class Opened:
 
     size: tuple[int, int]  #: width and height; (0, 0) when it can't be opened
     error: str = ""  #: why it can't be opened
+    is_empty: bool = False  #: the file has no bytes
 
 
 def file_names(folder: Path) -> frozenset[str]:
@@ -65,7 +66,7 @@ def _open(path: Path) -> Opened:
     try:
         return Opened(open_image(path).size)
     except ImageError as error:
-        return Opened((0, 0), str(error))
+        return Opened((0, 0), str(error), path.is_file() and path.stat().st_size == 0)
 
 
 def unreadable_images(images: Mapping[str, Path]) -> dict[str, str]:
@@ -88,7 +89,7 @@ def unreadable_error(dataset: Dataset) -> DatasetError | None:
     )
 
 
-def without_missing(dataset: Dataset, where: Path, allow_missing: bool) -> Dataset:
+def without_missing(dataset: Dataset, allow_missing: bool) -> Dataset:
     """Return the data set if all its images are there; DatasetError with the count and the first ten if not.
 
     With ``allow_missing`` the images that are missing or can't be opened (all are tried) and the queries that need one
@@ -98,8 +99,9 @@ def without_missing(dataset: Dataset, where: Path, allow_missing: bool) -> Datas
     if not allow_missing:
         if missing:
             raise DatasetError(
-                f"{len(missing)} of {len(dataset.images)} images of {dataset.title} are missing below {where}: "
-                f"{first_names(missing)}; complete the download, or leave them out with --allow-missing"
+                f"{len(missing)} of {len(dataset.images)} images of {dataset.title} are missing: "
+                f"{first_names(missing)} ({dataset.images[missing[0]]}: no such file); complete the download, "
+                "or leave them out with --allow-missing"
             )
         return dataset
     gone = set(missing)

@@ -8,10 +8,10 @@ from typing import Any
 
 from dra_runtime.errors import DatasetError, GalleryError
 from dra_runtime.folder import images_of_folder
-from dra_train.data.images import without_missing
 from dra_train.data.read import name_of, read_json_lines, text_of
 from dra_train.data.types import Dataset, Query
 
+USUAL_SPLITS = ("train", "val", "test")  #: a file of such a name holds that split
 IMAGES = "images"  #: the folder beside the file whose images are the gallery
 
 Line = tuple[int, Mapping[str, Any]]
@@ -22,12 +22,21 @@ def is_jsonl(path: Path) -> bool:
     return path.suffix == ".jsonl" or any(True for _ in path.glob("*.jsonl"))
 
 
-def load_jsonl(path: Path, split: str, *, image_root: Path | None = None, allow_missing: bool = False) -> Dataset:
+def jsonl_splits(path: Path) -> list[str]:
+    """List the splits that a file's lines or a folder's file names name; none where they name none."""
+    if path.is_dir() and len(files := sorted(path.glob("*.jsonl"))) > 1:
+        return [file.stem for file in files]
+    source = _source(path, "")
+    named = {split for _, entry in read_json_lines(source) if isinstance(split := entry.get("split"), str)}
+    return sorted(named) or ([source.stem] if source.stem in USUAL_SPLITS else [])
+
+
+def read_jsonl(path: Path, split: str, image_root: Path | None = None) -> Dataset:
     """Read one split of a JSON-lines file, or of a folder with ``SPLIT.jsonl`` or a single file.
 
     The gallery is every image below ``image_root``, or below ``images`` beside the file; without either, the paths
-    start at the file's folder and the gallery is the images that the file names. DatasetError says which line is
-    wrong and why; for ``allow_missing`` see `without_missing`.
+    start at the file's folder and the gallery is the images that the file names. No image is opened. DatasetError says
+    which line is wrong and why.
     """
     source = _source(path, split)
     name = (path if path.is_dir() else path.with_suffix("")).resolve().name
@@ -41,8 +50,7 @@ def load_jsonl(path: Path, split: str, *, image_root: Path | None = None, allow_
     images = {name: (root or source.parent) / name for name in named}
     if root:
         images |= _images_below(root)
-    dataset = Dataset(name, split, queries, dict(sorted(images.items())), format="jsonl")
-    return without_missing(dataset, root or source.parent, allow_missing)
+    return Dataset(name, split, queries, dict(sorted(images.items())), format="jsonl")
 
 
 def _source(path: Path, split: str) -> Path:
@@ -60,7 +68,7 @@ def _source(path: Path, split: str) -> Path:
 def _lines_of_split(lines: list[Line], source: Path, split: str) -> list[Line]:
     """Keep the lines whose ``split`` is the asked-for one; where no line has one, the file is one split."""
     if not any("split" in entry for _, entry in lines):
-        if source.stem in ("train", "val", "test") and source.stem != split:
+        if source.stem in USUAL_SPLITS and source.stem != split:
             raise DatasetError(f"{source} is the split {source.stem!r}, but {split!r} was asked for; pass another file")
         return lines
     for number, entry in lines:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from dra_runtime.errors import DatasetError, UsageError
-from dra_train.data.circo import is_circo, load_circo
-from dra_train.data.cirr import is_cirr, load_cirr
-from dra_train.data.fashioniq import GALLERIES, is_fashioniq, load_fashioniq
-from dra_train.data.jsonl import is_jsonl, load_jsonl
+from dra_train.data.circo import circo_splits, is_circo, read_circo
+from dra_train.data.cirr import cirr_splits, is_cirr, read_cirr
+from dra_train.data.fashioniq import GALLERIES, fashioniq_splits, is_fashioniq, read_fashioniq
+from dra_train.data.images import without_missing
+from dra_train.data.jsonl import is_jsonl, jsonl_splits, read_jsonl
 from dra_train.data.types import Dataset
 
 BUILTIN = "emoji_cir"  #: the data set inside the repository
@@ -53,28 +54,51 @@ def open_dataset(
     UsageError
         The format or the gallery is unknown.
     """
-    if format not in ("auto", *FORMATS):
-        raise UsageError(f"format {format!r} is unknown; use auto, {', '.join(FORMATS)}")
+    parts = read_dataset(dataset, split, format=format, gallery=gallery, image_root=image_root)
+    return tuple(without_missing(part, allow_missing) for part in parts)
+
+
+def read_dataset(
+    dataset: str | Path,
+    split: str,
+    *,
+    format: str = "auto",
+    gallery: str = "original",
+    image_root: Path | None = None,
+) -> tuple[Dataset, ...]:
+    """Read one split as `open_dataset` does, without a look at the images."""
     if gallery not in GALLERIES:
         raise UsageError(f"gallery {gallery!r} is unknown; use {' or '.join(GALLERIES)}")
     if image_root is not None and not image_root.is_dir():
         raise DatasetError(f"{image_root} is no folder; pass the one that holds the images")
-    path = builtin_dataset() if str(dataset) == "builtin" else Path(dataset)
-    if format == "auto":
-        format = detect_format(path)
-    elif format == "jsonl":
-        _require(path.is_dir() or path.is_file(), path)
-    else:
-        _require(path.is_dir(), path)
+    path, format = find_dataset(dataset, format)
     match format:
         case "cirr":
-            return (load_cirr(path, split, image_root=image_root, allow_missing=allow_missing),)
+            return (read_cirr(path, split, image_root),)
         case "fashioniq":
-            return load_fashioniq(path, split, gallery=gallery, image_root=image_root, allow_missing=allow_missing)
+            return read_fashioniq(path, split, gallery, image_root)
         case "circo":
-            return (load_circo(path, split, image_root=image_root, allow_missing=allow_missing),)
+            return (read_circo(path, split, image_root),)
         case _:
-            return (load_jsonl(path, split, image_root=image_root, allow_missing=allow_missing),)
+            return (read_jsonl(path, split, image_root),)
+
+
+def splits_of(dataset: str | Path, format: str = "auto") -> list[str]:
+    """List the splits that a data set's files name."""
+    path, format = find_dataset(dataset, format)
+    listing = {"cirr": cirr_splits, "fashioniq": fashioniq_splits, "circo": circo_splits, "jsonl": jsonl_splits}
+    return listing[format](path)
+
+
+def find_dataset(dataset: str | Path, format: str = "auto") -> tuple[Path, str]:
+    """Return a data set's path and format; UsageError for an unknown format, DatasetError when nothing is there."""
+    if format not in ("auto", *FORMATS):
+        raise UsageError(f"format {format!r} is unknown; use auto, {', '.join(FORMATS)}")
+    path = builtin_dataset() if str(dataset) == "builtin" else Path(dataset)
+    if format == "auto":
+        return path, detect_format(path)
+    _require(path.is_dir() or (format == "jsonl" and path.is_file()), path)
+    return path, format
 
 
 def detect_format(path: Path) -> str:

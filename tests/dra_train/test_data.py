@@ -41,7 +41,10 @@ def edited(change: Callable[[list[Any]], Any]) -> Callable[[Folder], None]:
 
 
 DAMAGE = {
-    "missing image": (lambda f: (f.images / "val" / "c3-dark.png").unlink(), "1 of 12 images .* missing .*: c3-dark;"),
+    "missing image": (
+        lambda f: (f.images / "val" / "c3-dark.png").unlink(),
+        "1 of 12 images .* missing: c3-dark ",
+    ),
     "malformed captions": (lambda f: f.captions("val").write_text("[{"), "cap.rc2.val.json can't be read as JSON"),
     "captions as an object": (lambda f: f.captions("val").write_text("{}"), "holds a dict, expected a list"),
     "no split file": (lambda f: f.split("val").unlink(), "split.rc2.val.json can't be read as JSON"),
