@@ -80,13 +80,19 @@ def command_group(name: str, help_text: str) -> CommandGroup:
 
 
 @contextmanager
-def progress(length: int, label: str) -> Iterator[Callable[[int], None]]:
-    """Show a bar with the time left on stderr; nothing when stderr is not a terminal.
+def progress(length: int, label: str, hidden: bool = False) -> Iterator[Callable[..., None]]:
+    """Show a bar with the time left on stderr; nothing when ``hidden`` or when stderr is not a terminal.
 
-    Yields a function that advances the bar by a number of steps.
+    Yields a function that advances the bar by a number of steps; a second argument is shown behind the bar.
     """
-    hidden = not sys.stderr.isatty()
-    with click.progressbar(length=length, label=f"{label:<28}", show_eta=True, file=sys.stderr, hidden=hidden) as bar:
+    with click.progressbar(
+        length=length,
+        label=f"{label:<28}",
+        show_eta=True,
+        item_show_func=lambda note: note,
+        file=sys.stderr,
+        hidden=hidden or not sys.stderr.isatty(),
+    ) as bar:
         yield bar.update
 
 

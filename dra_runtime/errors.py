@@ -9,6 +9,7 @@ DraError
 │   └── BundleIntegrityError  a file is missing, or isn't the one the manifest names
 ├── CheckpointError           a checkpoint that can't be used
 ├── DatasetError              a data set that can't be read
+├── TrainingError             a run that can't go on
 ├── ImageError                not an image, or one beyond the limits
 ├── TextError                 a text that can't be a query
 ├── GalleryError              a gallery that can't be used
@@ -43,6 +44,10 @@ class CheckpointError(DraError):
 
 class DatasetError(DraError):
     """A data set that can't be read."""
+
+
+class TrainingError(DraError):
+    """A run that can't go on."""
 
 
 class ImageError(DraError):

@@ -37,18 +37,27 @@ class Checkpoint:
 
 def save_checkpoint(path: Path, model: DRA, provenance: Mapping[str, Any]) -> None:
     """Write ``model`` to ``path`` by a temporary name and a rename, so that an older file is replaced whole."""
+    weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     content = {
         "format": FORMAT,
         "version": VERSION,
         "config": model.config.to_dict(),
-        "model": model.state_dict(),
+        "model": weights,
         "provenance": dict(provenance),
     }
+    save_torch(path, content)
+
+
+def save_torch(path: Path, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain values to ``path`` by a temporary name and a rename.
+
+    CheckpointError when that fails, on a full disk for one; an older file then stays as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.save(content, temporary)
+            torch.save(dict(content), temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

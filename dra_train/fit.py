@@ -1,266 +1,376 @@
-"""Train DRA in its two stages.
+"""Train DRA, stage by stage.
 
     dra-train fit --preset demo --out runs/demo
     dra-train fit --preset demo --dataset my-data --set stage2.epochs=10 --seed 1 --out runs/mine
+    torchrun --nproc-per-node 4 -m dra_train fit --preset cirr --dataset cirr --out runs/cirr
 
-The image tower's trunk is frozen throughout, so its features are computed once. Stage 1 warms up the text tower
-with the query image feature + text feature; stage 2 trains the compositors with the explicit and the implicit
-loss (docs/method.md).
+Stage 1 warms up the text tower with the query image feature + text feature; stage 2 trains the compositors with the
+explicit and the implicit loss (docs/method.md). The image tower's trunk is frozen throughout, so its outputs are
+computed once (feature_cache.py). What a stage computes and minimises stands in stages.py, a single step in step.py;
+this file is the run: epochs, log, validation, and the state from which a killed run goes on (docs/training.md).
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dra_runtime import __version__
 from dra_runtime.console import progress
-from dra_runtime.errors import UsageError
+from dra_runtime.errors import TrainingError, UsageError
 from dra_train.backbones import model_config, untrained_model
-from dra_train.checkpoint import save_checkpoint
+from dra_train.checkpoint import load_checkpoint, save_checkpoint
 from dra_train.data import Dataset
-from dra_train.features import tokenize, trunk_features
-from dra_train.losses import explicit_loss, implicit_loss, unique_candidates
-from dra_train.model import DRA, FrozenFeatures
-from dra_train.settings import FitSettings, LossSettings, StageSettings
-from dra_train.vocabulary import END_TOKEN
+from dra_train.diagnosis import diagnose
+from dra_train.feature_cache import ImageOutputs, Request, cached_outputs, default_cache, live_outputs, trunk_precision
+from dra_train.model import DRA
+from dra_train.run_log import RunLog, effective_ranks
+from dra_train.settings import FitSettings
+from dra_train.stages import Inputs, Losses, Stage, Temperatures, encode_texts, stages, trained_parameters
+from dra_train.step import (
+    Optimization,
+    learning_rate,
+    make_optimization,
+    random_state,
+    set_random_state,
+    train_step,
+)
+from dra_train.train_state import TrainState, check_same_run, learnt_weights, load_state, save_state
+from dra_train.triplets import Triplets, fingerprint, make_triplets
+from dra_train.validation import Measured, check_metric, recalls, training_sample
+from dra_train.workers import Workers, workers
 
-WARM_UP = 0.1  #: share of a stage's steps in which the learning rate rises; then it falls as a cosine
-MAX_LOGIT_SCALE = 100.0  #: CLIP's bound on learned temperatures
+CHECKPOINT, STATE = "ckpt.pt", "train_state.pt"
+LOOK_EVERY = {"cpu": 1, "cuda": 20}  #: steps after which losses are read: a GPU waits while they are
 
 
 @dataclass(frozen=True)
-class Triplets:
-    """The training data as tensors: one row a triplet, images by their index."""
+class Run:
+    """What stays the same throughout a run."""
 
-    reference: Tensor  #: (N,) index into the images
-    target: Tensor  #: (N,)
-    tokens: Tensor  #: (N, L) int32, padded with 0
-    length: Tensor  #: (N,) tokens up to the end-of-text token
-    text_id: Tensor  #: (N,) equal where texts are equal
-    images: FrozenFeatures  #: of all M training images
-    spread: Tensor  #: (P,) standard deviation of every pooled feature over the images
-
-
-class Temperatures(nn.Module):
-    """The two learned factors on cosines; they belong to training, not to the model."""
-
-    def __init__(self, explicit: float) -> None:
-        super().__init__()
-        self.log_explicit = nn.Parameter(torch.tensor(math.log(explicit)))
-        self.log_implicit = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's start
-
-    @property
-    def explicit(self) -> Tensor:
-        """Factor s of the explicit loss."""
-        return self.log_explicit.exp().clamp(max=MAX_LOGIT_SCALE)
-
-    @property
-    def implicit(self) -> Tensor:
-        """Inverse temperature of the implicit loss."""
-        return self.log_implicit.exp().clamp(max=MAX_LOGIT_SCALE)
+    settings: FitSettings
+    out: Path
+    seed: int
+    team: Workers
+    model: DRA
+    data: Triplets
+    temperatures: Temperatures
+    state: TrainState  #: this one changes: it is where the run stands
+    log: RunLog | None  #: of the first process
+    validation: tuple[Measured, ...]
+    sample: Measured | None  #: of the training data, measured beside the validation
+    provenance: Mapping[str, Any]
 
 
-def fit(settings: FitSettings, dataset: Dataset, out: Path, seed: int = 0) -> DRA:
-    """Train a model on ``dataset`` and write ``out/ckpt.pt`` and ``out/log.jsonl``.
+def fit(
+    settings: FitSettings,
+    dataset: Dataset,
+    out: Path,
+    seed: int = 0,
+    *,
+    start: DRA | None = None,
+    origin: str = "",
+    validation: Sequence[Dataset] = (),
+    cache: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> DRA:
+    """Train a model on ``dataset`` and write ``out/ckpt.pt`` and ``out/log.jsonl``; returns the model of ckpt.pt.
 
-    The same settings, seed, library versions and thread count give the same weights.
+    The same settings, seed, library versions, number of processes and of threads give the same weights.
+
+    Parameters
+    ----------
+    settings, dataset, out, seed
+        What is learnt from what; the folder is made.
+    start, origin
+        A model to start from in place of an untrained one, and a word on where it comes from (a hash, say).
+    validation
+        Data sets on which the best epoch is chosen, as ``settings.validation`` says.
+    cache
+        Folder of the image trunk's outputs; default: `default_cache`.
+    resume
+        Go on where a killed run in ``out`` stood; start where there is none.
+    overwrite
+        Replace an earlier run in ``out``.
+
+    Raises
+    ------
+    UsageError
+        ``out`` can't be used, or holds another run.
+    TrainingError
+        The loss isn't finite any more.
     """
-    try:  # before the minutes of work whose result goes there
+    with workers(settings.run.device) as team:
+        identity = {
+            "settings": settings.to_dict(),
+            "seed": seed,
+            "data": fingerprint(dataset),
+            "start": origin,
+            "processes": team.count,
+        }
+        state = claim(out, identity, team, resume, overwrite)
+        if state.finished:
+            return load_checkpoint(out / CHECKPOINT).model
+        model = (start or untrained_model(model_config(**settings.model), seed)).to(team.device)
+
+        def outputs(data: Dataset, label: str, maps: bool) -> ImageOutputs:
+            request = Request(data.images, label, settings.run.precision, maps, quiet=not team.main)
+            if not settings.run.cache:
+                return live_outputs(model, request)
+            if team.local_rank:
+                team.wait()  # the first process of each machine computes what is missing
+            found = cached_outputs(model, request, cache or default_cache())
+            if not team.local_rank:
+                team.wait()
+            return found
+
+        data = make_triplets(model, dataset, outputs(dataset, "training images", model.has_tac))
+        measured = tuple(Measured(d, outputs(d, f"images of {d.split}", False).pooled) for d in validation)
+        gallery = max((len(m.dataset.images) for m in measured), default=0)
+        sample = training_sample(dataset, data.images.pooled, gallery) if measured else None
+        torch.manual_seed(seed)
+        temperatures = Temperatures(settings.loss.logit_scale).to(team.device)
+        provenance = {
+            "made_by": "dra-train fit",
+            "dataset": dataset.name,
+            "split": dataset.split,
+            "settings": settings.to_dict(),
+            "seed": seed,
+            "processes": team.count,
+            **({"start": origin} if origin else {}),
+            **({"missing": list(dataset.missing)} if dataset.missing else {}),
+            "versions": {"dra-toolkit": __version__, "torch": str(torch.__version__)},
+        }
+        if state.model:
+            model.load_state_dict(state.model, strict=False)
+            temperatures.load_state_dict(state.temperatures)
+            set_random_state(state.random, team.device)
+        log = RunLog(out, state.log_bytes, settings.run.tensorboard) if team.main else None
+        run = Run(settings, out, seed, team, model, data, temperatures, state, log, measured, sample, provenance)
+        if measured:
+            check_metric(settings.validation.metric, recalls(model, measured[:1]))
+        try:
+            train(run)
+        finally:
+            if log:
+                log.close()
+        team.wait()
+        last = state.best.get("last", True)
+        return model.cpu().eval() if last else load_checkpoint(out / CHECKPOINT).model
+
+
+def claim(out: Path, identity: Mapping[str, Any], team: Workers, resume: bool, overwrite: bool) -> TrainState:
+    """Make the run's folder, before the minutes of work whose result goes there, and return where the run stands."""
+    path = out / STATE
+    try:
         out.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            if team.main:
+                path.unlink(missing_ok=True)
+                shutil.rmtree(out / "tensorboard", ignore_errors=True)
+            team.wait()
+            return TrainState(identity)
     except OSError as error:
         raise UsageError(f"{out} can't be the run's folder: {error}") from error
-    model = untrained_model(model_config(**settings.model), seed)
-    triplets = make_triplets(model, dataset)
-    torch.manual_seed(seed)
-    temperatures = Temperatures(settings.loss.logit_scale)
-    with (out / "log.jsonl").open("w", encoding="utf-8") as log:
-
-        def record(entry: dict[str, Any]) -> None:
-            log.write(json.dumps(entry) + "\n")
-            log.flush()
-
-        run_stage("stage 1", settings.stage1, warm_up_loss, model, triplets, settings.loss, temperatures, record)
-        run_stage("stage 2", settings.stage2, composition_loss, model, triplets, settings.loss, temperatures, record)
-    provenance = {
-        "made_by": "dra-train fit",
-        "dataset": dataset.name,
-        "split": dataset.split,
-        "settings": settings.to_dict(),
-        "seed": seed,
-        "versions": {"dra-toolkit": __version__, "torch": str(torch.__version__)},
-    }
-    save_checkpoint(out / "ckpt.pt", model, provenance)
-    return model
+    if not path.exists():
+        if not resume and (out / CHECKPOINT).exists():
+            raise UsageError(f"{out} holds a {CHECKPOINT} already; name another --out, or replace it with --overwrite")
+        return TrainState(identity)
+    state = load_state(path)
+    if not resume:
+        where = (
+            "a finished run"
+            if state.finished
+            else f"a run that stopped in stage {state.stage + 1}, epoch {state.epoch + 1}"
+        )
+        way = "" if state.finished else "go on with --resume, "
+        raise UsageError(f"{out} holds {where}; {way}name another --out, or replace it with --overwrite")
+    check_same_run(state, identity, path)
+    return state
 
 
-def make_triplets(model: DRA, dataset: Dataset) -> Triplets:
-    """Tokenize the texts and run the frozen trunk over the images, once."""
-    index = {name: i for i, name in enumerate(dataset.images)}
-    texts = [q.text for q in dataset.queries]
-    text_id = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    tokens = tokenize(model, texts)
-    images = trunk_features(model, list(dataset.images.values()), "training images")
-    return Triplets(
-        reference=torch.tensor([index[q.reference] for q in dataset.queries]),
-        target=torch.tensor([index[q.target] for q in dataset.queries]),
-        tokens=tokens,
-        # Not the count of non-zeros: 0 pads, but it is also the id of "!" inside a word.
-        length=(tokens == END_TOKEN).int().argmax(dim=1) + 1,
-        text_id=torch.tensor([text_id[text] for text in texts]),
-        images=images,
-        spread=images.pooled.std(dim=0),
-    )
+def train(run: Run) -> None:
+    """Go through the stages that are left, and write the checkpoint."""
+    state = run.state
+    todo = stages(run.settings)
+    steps = [stage.settings.epochs * math.ceil(len(run.data) / stage.settings.batch_size) for stage in todo]
+    with progress(sum(steps), "training", hidden=not run.team.main) as advance:
+        for number in range(state.stage, len(todo)):
+            advance(sum(steps[:number]) if number == state.stage else 0)
+            run_stage(run, todo[number], steps[number], advance)
+            state.stage, state.epoch, state.optimizer, state.scaler = number + 1, 0, {}, {}
+            save(run, None)
+    if not run.team.main:
+        return
+    if not state.best:
+        ends = todo[-1]
+        chosen = {"by": "last epoch", "stage": ends.name, "epoch": ends.settings.epochs}
+        save_checkpoint(run.out / CHECKPOINT, run.model, {**run.provenance, "chosen": chosen})
+    save_state(run.out / STATE, TrainState(state.identity, stage=state.stage, best=state.best, finished=True))
 
 
-Loss = Callable[[DRA, Triplets, Tensor, LossSettings, Temperatures], dict[str, Tensor]]
-
-
-def run_stage(
-    name: str,
-    stage: StageSettings,
-    loss: Loss,
-    model: DRA,
-    triplets: Triplets,
-    loss_settings: LossSettings,
-    temperatures: Temperatures,
-    record: Callable[[dict[str, Any]], None],
-) -> None:
-    """Train the stage's parts of ``model`` in place, and record the mean losses of every epoch."""
-    parameters = trained_parameters(model, stage.train)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": stage.weight_decay},
-            {
-                "params": [p for p in parameters if p.ndim <= 1] + list(temperatures.parameters()),
-                "weight_decay": 0.0,
-            },
-        ],
-        lr=stage.learning_rate,
-        eps=1e-7,
-        fused=True,  # one pass over the weights in place of a dozen
-    )
-    count = len(triplets.target)
-    steps = stage.epochs * math.ceil(count / stage.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, steps))
+def run_stage(run: Run, stage: Stage, steps: int, advance: Callable[..., None]) -> None:
+    """Train the stage's parts of the model in place, epoch by epoch, from where the run's state says."""
+    settings, state, model, device = run.settings, run.state, run.model, run.team.device
+    parameters = trained_parameters(model, stage.settings.train)
+    precision = settings.run.precision
+    optimization = make_optimization(stage, parameters, run.temperatures, device, precision)
+    if state.optimizer:
+        optimization.optimizer.load_state_dict(state.optimizer)
+        optimization.scaler.load_state_dict(state.scaler)
     model.train()
-    model.visual.eval()  # frozen: its batch norms keep their statistics, its features were computed once
-    with progress(steps, name) as advance:
-        for epoch in range(stage.epochs):
-            totals: dict[str, float] = {}
-            for batch in _batches(count, stage.batch_size):
-                parts = loss(model, triplets, batch, loss_settings, temperatures)
-                total = torch.stack(list(parts.values())).sum()
-                optimizer.zero_grad(set_to_none=True)
-                total.backward()
-                nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                schedule.step()
-                for key, value in parts.items():
-                    totals[key] = totals.get(key, 0.0) + value.item() * len(batch) / count
-                advance(1)
-            record(
-                {
-                    "stage": name,
-                    "epoch": epoch + 1,
-                    "losses": totals,
-                    "logit_scale": temperatures.explicit.item(),
-                }
-            )
+    model.visual.eval()  # frozen: its batch norms keep their statistics, its outputs were computed once
+    learns_text = "text" in stage.settings.train
+    model.text.set_grad_checkpointing(settings.run.checkpoint_activations and learns_text)
+    frozen_text = None if learns_text else all_texts(model, run.data, precision)
+    inputs = Inputs(model, run.data, settings.loss, frozen_text)
+    saved = time.monotonic()
+    per_epoch = math.ceil(len(run.data) / stage.settings.batch_size)
+    advance(state.epoch * per_epoch + state.step)
+
+    while state.epoch < stage.settings.epochs:
+        began = time.monotonic() - state.seconds
+        if state.order is None or state.texts is None:
+            state.order, state.texts = (run.team.agree(drawn) for drawn in run.data.draw())
+        meter = Meter(state.sums, f"{stage.name}, epoch {state.epoch + 1}", stage.name.replace(" ", ""))
+        batches = state.order.split(stage.settings.batch_size)
+        for rows in batches[state.step :]:
+            done = state.epoch * per_epoch + state.step
+            if run.team.count > 1:  # each process its own random numbers, which a resumed run can find again
+                torch.manual_seed(_mix(run.seed, state.stage, done, run.team.rank))
+            batch = run.data.batch(rows, state.texts)
+            rate = learning_rate(stage, done, steps)
+            losses, features, norm = train_step(stage, inputs, batch, optimization, run.team, precision, rate)
+            meter.add(losses, norm, len(batch) / len(run.data))
+            state.step += 1
+            if state.step % LOOK_EVERY[device.type] == 0 or state.step == per_epoch:
+                meter.read()
+            advance(1, f"{stage.name}, epoch {state.epoch + 1} of {stage.settings.epochs}, loss {meter.last:.3f}")
+            if time.monotonic() - saved >= 60 * settings.run.save_minutes and state.step < per_epoch:
+                meter.read()
+                state.seconds = time.monotonic() - began
+                save(run, optimization)
+                saved = time.monotonic()
+        entry = {
+            "stage": stage.name,
+            "epoch": state.epoch + 1,
+            "epochs": stage.settings.epochs,
+            "step": done + 1,
+            **meter.summary(),
+            "learning_rate": rate,
+            "logit_scale": run.temperatures.explicit.item(),
+            "implicit_logit_scale": run.temperatures.implicit.item(),
+            "effective_rank": effective_ranks(features, run.data.images.pooled),
+            "seconds": round(time.monotonic() - began, 2),
+        }
+        state.epoch += 1
+        state.step, state.order, state.texts, state.sums, state.seconds = 0, None, None, {}, 0.0
+        finish_epoch(run, stage, entry)
+        if time.monotonic() - saved >= 60 * settings.run.save_minutes:
+            save(run, optimization)
+            saved = time.monotonic()
     model.eval()
 
 
-def trained_parameters(model: DRA, parts: tuple[str, ...]) -> list[nn.Parameter]:
-    """Return the parameters of the named parts, and freeze all others."""
-    modules: dict[str, list[nn.Module]] = {
-        "text": [model.text],
-        "image_head": [model.visual.head] if hasattr(model.visual, "trunk") else [],
-        "combiner": [model.combiner],
-        "tac": [model.tac, model.token_projection] if model.has_tac else [],
-    }
-    model.requires_grad_(False)
-    chosen = [p for part in parts for module in modules[part] for p in module.parameters()]
-    for parameter in chosen:
-        parameter.requires_grad_(True)
-    return chosen
+def finish_epoch(run: Run, stage: Stage, entry: dict[str, Any]) -> None:
+    """Validate, keep the best checkpoint, and write the log's entry; the first process does it for all."""
+    if run.log is None:
+        return
+    state, validation = run.state, run.settings.validation
+    composes = "combiner" in stage.settings.train or run.model.config.compositor == "sum"
+    due = state.epoch % validation.every == 0 or state.epoch == stage.settings.epochs
+    entry |= {"train": None, "val": None}
+    if run.sample and composes and due:
+        entry |= {"train": recalls(run.model, [run.sample]), "val": recalls(run.model, run.validation)}
+        value = entry["val"][validation.metric]
+        if value > state.best.get("value", -math.inf):
+            chosen = {"by": f"{validation.split} {validation.metric}", "value": value}
+            state.best = {**chosen, "stage": stage.name, "epoch": state.epoch}
+            save_checkpoint(run.out / CHECKPOINT, run.model, {**run.provenance, "chosen": state.best})
+    entry["findings"] = diagnose([*run.log.entries, entry])
+    for finding in entry["findings"]:
+        click.echo(f"note: {finding}", err=True)
+    run.log.append(entry)
 
 
-def warm_up_loss(
-    model: DRA, triplets: Triplets, batch: Tensor, settings: LossSettings, temperatures: Temperatures
-) -> dict[str, Tensor]:
-    """Stage 1: the explicit loss of the query image feature + text feature."""
-    text = encode_texts(model, triplets, batch)
-    candidates, target = _candidates(model, triplets, batch, settings)
-    reference = _image_features(model, triplets, triplets.reference[batch], settings)
-    query = F.normalize(reference + text, dim=-1)
-    return {"explicit": explicit_loss(query, candidates, target, temperatures.explicit)}
+def save(run: Run, optimization: Optimization | None) -> None:
+    """Write the state from which the run can go on."""
+    if run.log is None:
+        return
+    state = run.state
+    state.random = random_state(run.team.device)
+    state.model, state.temperatures = learnt_weights(run.model), run.temperatures.state_dict()
+    if optimization:
+        state.optimizer, state.scaler = optimization.optimizer.state_dict(), optimization.scaler.state_dict()
+    state.log_bytes = run.log.length
+    save_state(run.out / STATE, state)
 
 
-def composition_loss(
-    model: DRA, triplets: Triplets, batch: Tensor, settings: LossSettings, temperatures: Temperatures
-) -> dict[str, Tensor]:
-    """Stage 2: the explicit loss on the chosen views, and the implicit loss.
-
-    The compensated query q(f_r, F_c + F_v) has seen the target through F_v, and at test time there is no
-    target; so by default the plain query q(f_r, F_c) is trained as well.
-    """
-    text = encode_texts(model, triplets, batch)
-    candidates, target = _candidates(model, triplets, batch, settings)
-    reference = _image_features(model, triplets, triplets.reference[batch], settings)
-    views = []
-    losses = {}
-    if settings.views != "compensated" or not model.has_tac:
-        views.append(model.compose(reference, text))
-    if model.has_tac:
-        maps = triplets.images.feature_map
-        reference_tokens = model.project_tokens(maps[triplets.reference[batch]].float())
-        target_tokens = model.project_tokens(maps[triplets.target[batch]].float())
-        relation = model.relate(reference_tokens, target_tokens)
-        if settings.views != "plain":
-            views.append(model.compose(reference, model.augment(text, relation)))
-        if settings.implicit_weight:
-            implicit = implicit_loss(relation, text, triplets.text_id[batch], temperatures.implicit)
-            losses["implicit"] = settings.implicit_weight * implicit
-    explicit = [explicit_loss(query, candidates, target, temperatures.explicit) for query in views]
-    return {"explicit": torch.stack(explicit).mean(), **losses}
+@torch.no_grad()
+def all_texts(model: DRA, data: Triplets, precision: str) -> Tensor:
+    """Encode every distinct text (U, D) once, onto the CPU: for a stage in which the text tower doesn't learn."""
+    rows = torch.arange(len(data.tokens)).split(256)
+    with trunk_precision(model, precision):
+        return torch.cat([encode_texts(model, data, batch).float().cpu() for batch in rows])
 
 
-def encode_texts(model: DRA, triplets: Triplets, batch: Tensor) -> Tensor:
-    """Encode a batch's texts, cut to the longest of them."""
-    return model.encode_text(triplets.tokens[batch, : int(triplets.length[batch].max())])
+class Meter:
+    """Adds up what an epoch's entry in the log will average; reading a GPU's numbers is put off until `read`."""
+
+    def __init__(self, sums: dict[str, float], where: str, section: str) -> None:
+        self.sums, self.where, self.section = sums, where, section
+        self.last = math.nan  #: the latest loss that was read
+        self._waiting: list[tuple[dict[str, Tensor], dict[str, float], float]] = []
+
+    def add(self, losses: Losses, norm: Tensor, share: float) -> None:
+        """Take a step's figures; ``share`` is its part of the epoch's triplets."""
+        tensors = {f"losses/{name}": value.detach() for name, value in losses.parts.items()}
+        tensors |= {f"views/{name}": value.detach() for name, value in losses.views.items()}
+        tensors["norm"] = norm.detach()
+        self._waiting.append((tensors, {f"chance/{name}": value for name, value in losses.chance.items()}, share))
+
+    def read(self) -> None:
+        """Add up what waits; TrainingError when a loss isn't finite."""
+        for tensors, numbers, share in self._waiting:
+            values = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+            norm = values.pop("norm")
+            self.last = sum(value for name, value in values.items() if name.startswith("losses/"))
+            if not math.isfinite(self.last):
+                raise TrainingError(
+                    f"{self.where}: the loss is {self.last}, so the run stops and its last checkpoint stays as it was; "
+                    f"lower {self.section}.learning_rate, or set run.precision=fp32 if it was another"
+                )
+            for name, value in (values | numbers).items():
+                self.sums[name] = self.sums.get(name, 0.0) + value * share
+            if math.isfinite(norm):  # fp16 skips a step whose gradients overflow, and scales them less
+                self.sums["grad_norm/mean"] = self.sums.get("grad_norm/mean", 0.0) + norm * share
+                self.sums["grad_norm/max"] = max(self.sums.get("grad_norm/max", 0.0), norm)
+        self._waiting.clear()
+
+    def summary(self) -> dict[str, Any]:
+        """Return the epoch's averages, and the implicit loss's share of the whole."""
+        self.read()
+        nested: dict[str, Any] = {}
+        for name, value in self.sums.items():
+            group, _, key = name.partition("/")
+            nested.setdefault(group, {})[key] = value
+        losses = nested["losses"]
+        return {**nested, "implicit_share": losses.get("implicit", 0.0) / sum(losses.values())}
 
 
-def _candidates(model: DRA, triplets: Triplets, batch: Tensor, settings: LossSettings) -> tuple[Tensor, Tensor]:
-    """Return unit image features to rank (G, D), and each target's index among them (N,)."""
-    if settings.negatives == "gallery":
-        rows, target = torch.arange(len(triplets.images.pooled)), triplets.target[batch]
-    else:
-        rows, target = unique_candidates(triplets.target[batch])
-    return F.normalize(_image_features(model, triplets, rows, settings), dim=-1), target
-
-
-def _image_features(model: DRA, triplets: Triplets, rows: Tensor, settings: LossSettings) -> Tensor:
-    """Return raw features (len(rows), D) of training images, from cached trunk outputs with the settings' noise."""
-    pooled = triplets.images.pooled[rows]
-    if settings.feature_noise:
-        pooled = pooled + settings.feature_noise * triplets.spread * torch.randn_like(pooled)
-    return model.project_image(pooled)
-
-
-def _batches(count: int, size: int) -> Iterator[Tensor]:
-    return iter(torch.randperm(count).split(size))
-
-
-def _learning_rate_factor(step: int, steps: int) -> float:
-    warm_up = max(1, round(WARM_UP * steps))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+def _mix(*numbers: int) -> int:
+    """Return one seed from several numbers."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 1_000_003 + number + 1) % 2**63
+    return seed

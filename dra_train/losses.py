@@ -29,9 +29,11 @@ def implicit_loss(relation: Tensor, text: Tensor, text_id: Tensor, logit_scale: 
 
 
 def unique_candidates(target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a batch's distinct targets (G,) and where each of the batch's (N,) is among them.
+    """Make a batch's targets (N,) candidates, each distinct one once.
 
+    Returns each target's index among the candidates (N,), and where in the batch each candidate first occurs (G,).
     Without this, a target that occurs twice in a batch would count as a wrong answer for itself.
     """
-    distinct, inverse = torch.unique(target, return_inverse=True)
-    return distinct, inverse
+    distinct, index = torch.unique(target, return_inverse=True)
+    first = torch.full_like(distinct, len(target)).scatter_reduce(0, index, torch.arange(len(target)), "amin")
+    return index, first

@@ -15,17 +15,26 @@ from dra_runtime.errors import UsageError
 PARTS = ("text", "image_head", "combiner", "tac")
 VIEWS = ("both", "compensated", "plain")
 NEGATIVES = ("batch", "gallery")
+SCHEDULES = ("cosine", "constant")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def _number(value: object) -> float:
+    """Return a setting as a number; what is none compares as out of every range."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 @dataclass(frozen=True)
 class StageSettings:
-    """One of the two training stages."""
+    """One training stage."""
 
     epochs: int
     batch_size: int
     learning_rate: float
     weight_decay: float
     train: tuple[str, ...]  #: which parts of the model learn; the others stay as they are
+    schedule: str = "cosine"  #: of the learning rate, after its warm-up
+    accumulate: int = 1  #: a batch is computed in so many pieces, and its loss on all of it
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train", tuple(self.train))
@@ -38,6 +47,10 @@ class StageSettings:
             )
         if not 0 < _number(self.learning_rate) < math.inf or not 0 <= _number(self.weight_decay) < math.inf:
             raise UsageError("learning_rate must be a number above 0, weight_decay a number of at least 0")
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"schedule {self.schedule!r} is unknown; use {', '.join(SCHEDULES)}")
+        if type(self.accumulate) is not int or self.accumulate < 1:
+            raise UsageError(f"accumulate {self.accumulate!r} must be a whole number from 1")
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,44 @@ class LossSettings:
 
 
 @dataclass(frozen=True)
+class ValidationSettings:
+    """How the best epoch is chosen; without a split the last one is kept."""
+
+    split: str = ""  #: "" measures nothing
+    metric: str = "mean"  #: one of those that `dra-train evaluate` prints
+    every: int = 1  #: epochs
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.split, str) or not isinstance(self.metric, str) or not self.metric:
+            raise UsageError('validation.split and validation.metric must be words, such as "val" and "mean"')
+        if type(self.every) is not int or self.every < 1:
+            raise UsageError(f"validation.every {self.every!r} must be a whole number from 1")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How the machine is used; all but the precision leave the result as it is."""
+
+    precision: str = "fp32"
+    device: str = "auto"
+    cache: bool = True  #: keep the image trunk's outputs on the disk
+    checkpoint_activations: bool = False
+    save_minutes: float = 10.0  #: a kill loses at most so much; 0 saves after every step
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"run.precision {self.precision!r} is unknown; use {', '.join(PRECISIONS)}")
+        if not isinstance(self.device, str):
+            raise UsageError(f'run.device {self.device!r} must be a word: "auto", "cpu" or "cuda"')
+        for name in ("cache", "checkpoint_activations", "tensorboard"):
+            if type(getattr(self, name)) is not bool:
+                raise UsageError(f"run.{name} {getattr(self, name)!r} must be true or false")
+        if not 0 <= _number(self.save_minutes) < math.inf:
+            raise UsageError(f"run.save_minutes {self.save_minutes!r} must be a number of at least 0")
+
+
+@dataclass(frozen=True)
 class FitSettings:
     """Everything that decides a run, except its seed and where it writes."""
 
@@ -69,6 +120,8 @@ class FitSettings:
     loss: LossSettings
     stage1: StageSettings
     stage2: StageSettings
+    validation: ValidationSettings = ValidationSettings()
+    run: RunSettings = RunSettings()
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, Mapping) or not isinstance(self.model.get("backbone"), str):
@@ -79,9 +132,13 @@ class FitSettings:
         return asdict(self)
 
 
-def _number(value: object) -> float:
-    """Return a setting as a number; what is none compares as out of every range."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+SECTIONS = {
+    "loss": LossSettings,
+    "stage1": StageSettings,
+    "stage2": StageSettings,
+    "validation": ValidationSettings,
+    "run": RunSettings,
+}  #: of a settings file, beside [model]
 
 
 def preset_names() -> list[str]:
@@ -106,9 +163,8 @@ def load_settings(preset: str, overrides: Sequence[str] = ()) -> FitSettings:
     for override in overrides:
         _apply(values, override)
     try:
-        loss = LossSettings(**values.pop("loss"))
-        stage1, stage2 = (StageSettings(**values.pop(name)) for name in ("stage1", "stage2"))
-        return FitSettings(loss=loss, stage1=stage1, stage2=stage2, **values)
+        sections = {name: kind(**values.pop(name)) for name, kind in SECTIONS.items() if name in values}
+        return FitSettings(**sections, **values)
     except (KeyError, TypeError) as error:
         raise UsageError(f"{path.name}: a setting is missing or unknown: {error}") from error
 
@@ -117,11 +173,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
     """Set one ``section.key=value`` in place; the value is TOML, or a bare word."""
     key, equals, text = override.partition("=")
     section, _, name = key.strip().rpartition(".")
-    target = values if not section else values.get(section)
-    known = [f.name for f in fields(FitSettings)]
-    if not equals or not isinstance(target, dict) or (name not in target and section != "model"):
-        have = ", ".join(target) if isinstance(target, dict) else ", ".join(known)
-        raise UsageError(f"{override!r} isn't SECTION.KEY=VALUE with a known key; there is {have}")
+    if section in SECTIONS:
+        values.setdefault(section, {})  # a file may leave out a section whose settings all have defaults
+    target = values.get(section) if section else values
+    known = [f.name for f in fields(SECTIONS.get(section, FitSettings))]
+    fits = name in known or section == "model"
+    if not equals or not isinstance(target, dict) or not fits:
+        raise UsageError(f"{override!r} isn't SECTION.KEY=VALUE with a known key; there is {', '.join(known)}")
     try:
         target[name] = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -4,11 +4,14 @@ Imports stand inside the fixtures, so that a room's tests load only what they us
 """
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: its threads shall not spin (dra_train)
+_CACHE = tempfile.TemporaryDirectory(prefix="dra-tests-")  # the tests' image features, gone with the process
+os.environ["DRA_CACHE"] = _CACHE.name
 
 
 @pytest.fixture(scope="session")
