@@ -77,11 +77,21 @@ def seen_pixels(image: NDArray[np.float32], preprocess: Preprocess) -> Pixels:
     return pixels
 
 
+def spread(look: Look) -> float:
+    """Return over how many patches the attention spreads: exp of its entropy."""
+    share = look.patches.astype(np.float64) / max(float(look.patches.sum()), 1e-12)
+    entropy = -float((share * np.log(np.maximum(share, 1e-12))).sum())
+    return float(np.exp(entropy))
+
+
 def _maps(stream: StreamAttention, images: Mapping[str, Pixels]) -> list[tuple[Pixels, tuple[str, str]]]:
     """Return a panel for each layer and one for all layers together, with its two lines of caption."""
     looks = [(f"layer {i + 1}, over the {look.over}", look) for i, look in enumerate(stream.layers)]
     return [
-        (_heat(images[look.over], look), (title, f"{_spread(look)}, class token {100 * look.class_token:.0f} %"))
+        (
+            _heat(images[look.over], look),
+            (title, f"{spread(look):.0f} of {look.patches.size} patches, class token {100 * look.class_token:.0f} %"),
+        )
         for title, look in [*looks, (f"traced to the {stream.traced.over}", stream.traced)]
     ]
 
@@ -95,19 +105,15 @@ def _agreement(
     pixels = _tinted(images[look.over], np.maximum(share, 0), ADDS)
     pixels = _tinted(pixels, np.maximum(-share, 0), TAKES, pale=False)
     rest = look.class_token + stream.constant
-    return pixels, (f"adds {look.patches.sum():+.2f} to the agreement", f"not from patches: {rest:+.2f}")
+    return pixels, (
+        f"adds {look.patches.sum():+.2f} to the agreement",
+        f"full colour: {strongest:.2f}; not patches: {rest:+.2f}",
+    )
 
 
 def _heat(pixels: Pixels, look: Look) -> Pixels:
     full = max(FULL / (look.patches.size + 1), float(look.patches.max()))
     return _tinted(pixels, look.patches / full, LOOKS)
-
-
-def _spread(look: Look) -> str:
-    """Say over how many patches the attention spreads: exp of its entropy."""
-    share = look.patches.astype(np.float64) / max(float(look.patches.sum()), 1e-12)
-    entropy = -float((share * np.log(np.maximum(share, 1e-12))).sum())
-    return f"{np.exp(entropy):.0f} of {share.size} patches"
 
 
 def _tinted(pixels: Pixels, strength: NDArray[np.float32], colour: tuple[int, int, int], pale: bool = True) -> Pixels:

@@ -144,6 +144,7 @@ def test_what_a_small_run_does_by_chance_is_no_finding() -> None:
         change(healthy(), "views", {"plain": 0.08, "compensated": 0.01}),  # both views answer
         change(healthy(), "val.R@1", 45.0, 44.0, 43.5),  # within the noise
         change(healthy(), "val.R@1", 45.0, 42.0),  # one bad epoch
+        change(change(healthy(), "val.R@1", 45.0, 42.0, 41.5), "train.R@1", 51.0),  # worse on both: not fitted too well
         change(change(healthy(4), "epochs", 4), "val.R@1", 36.5),  # more would bring nothing, whatever the loss does
         change(change(healthy(2), "epochs", 2), "losses.explicit", 1.0),  # two epochs tell no slope
         change(healthy(), "effective_rank.text", *[8.0] * 6),  # few texts
