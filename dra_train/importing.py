@@ -73,11 +73,11 @@ def import_clip(
     published = found is not None or weights.source.startswith("CLIP4Cir")
     ratio = pad_ratio or (TARGET_PAD if published else NO_PADDING)
     config = replace(config, preprocess=replace(config.preprocess, pad_ratio=ratio))
-    if weights.quick_gelu is not None:
-        config = replace(config, clip={**config.clip, "quick_gelu": weights.quick_gelu})
     model = DRA(config).eval()
     padding = "no padding" if ratio >= NO_PADDING else f"padded to a ratio of {ratio:g}"
     notes = [fit_weights(model, weights, clip), f"images: {padding}, {config.preprocess.image_size} pixels"]
+    if config.backbone == "custom":
+        notes.append("no model of open_clip's has these sizes: heads 64 wide assumed, as in all of OpenAI's")
     files = {"clip": _named(clip)}
     if combiner and found is not None:
         _load_combiner(model, found, combiner)

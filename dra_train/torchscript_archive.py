@@ -9,7 +9,9 @@ pickle is read here, with every class name in it answered by something inert, an
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -31,6 +33,13 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+# All that PyTorch writes. The others of the pickle machine could make objects of ours, or ask for any amount of memory.
+_OPCODES = {
+    *("PROTO", "STOP", "MARK", "POP", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "GLOBAL", "NEWOBJ"),
+    *("REDUCE", "BUILD", "BINPERSID", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1"),
+    *("BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS"),
+}
 _LISTS = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist", "restore_type_tag")
 
 
@@ -51,8 +60,9 @@ def tensors_from_torchscript(path: Path) -> dict[str, Tensor]:
     """
     with zipfile.ZipFile(path) as archive:
         root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
-        with archive.open(f"{root}data.pkl") as file:
-            module = _TensorUnpickler(file, archive, root).load()
+        program = _stored(archive, f"{root}data.pkl")
+        _check_opcodes(program)
+        module = _TensorUnpickler(program, archive, root).load()
     if not isinstance(module, dict):
         raise ValueError("the archive's program is no module")
     tensors: dict[str, Tensor] = {}
@@ -63,8 +73,8 @@ def tensors_from_torchscript(path: Path) -> dict[str, Tensor]:
 class _TensorUnpickler(pickle.Unpickler):
     """Builds tensors and plain values; a module becomes a dict of its attributes, and any other name is refused."""
 
-    def __init__(self, file: Any, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(file)
+    def __init__(self, program: bytes, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(io.BytesIO(program))
         self._archive, self._root = archive, root
         self._storages: dict[str, Tensor] = {}
 
@@ -88,13 +98,27 @@ class _TensorUnpickler(pickle.Unpickler):
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
             raise ValueError("a storage is of unknown kind")
         if key not in self._storages:
-            entry = self._archive.getinfo(f"{self._root}data/{key}")
-            size = torch.empty((), dtype=dtype).element_size() * count
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < size:  # compressed could be a bomb
-                raise ValueError(f"storage {key} is compressed or too short")
-            data = bytearray(self._archive.read(entry))
+            data = bytearray(_stored(self._archive, f"{self._root}data/{key}"))
+            if len(data) < dtype.itemsize * count:
+                raise ValueError(f"storage {key} is too short")
             self._storages[key] = torch.frombuffer(data, dtype=dtype, count=count) if count else torch.empty(0)
         return self._storages[key]
+
+
+def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
+    entry = archive.getinfo(name)
+    if entry.compress_type != zipfile.ZIP_STORED:  # PyTorch compresses nothing, and what unpacks could fill the memory
+        raise ValueError(f"{name} is compressed")
+    return archive.read(entry)
+
+
+def _check_opcodes(program: bytes) -> None:
+    for opcode, argument, _ in pickletools.genops(program):
+        if opcode.name not in _OPCODES:
+            raise ValueError(f"it holds the pickle instruction {opcode.name}, which no weights need")
+        # The memo is an array as long as the largest place in it.
+        if opcode.name == "LONG_BINPUT" and (argument is None or argument > len(program)):
+            raise ValueError("it numbers more objects than it can hold")
 
 
 # Made anew for every name, so that a pickle that sets attributes on them changes nothing of ours.

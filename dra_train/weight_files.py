@@ -58,7 +58,7 @@ def read_weights(path: Path) -> StoredWeights:
     if any(name.startswith(("vision_model.", "text_model.")) for name in tensors):
         raise CheckpointError(f"{path} is in Hugging Face transformers' layout; give the same model's open_clip file")
     if all(name in tensors for name in _OPENAI_SIZES):
-        quick_gelu, source = True, f"OpenAI's CLIP ({source})"
+        quick_gelu, source = True, f"OpenAI's CLIP, {source}"
     if "token_embedding.weight" in tensors:  # CLIP's layout: the text tower stands at the top
         tensors = {f"text.{name}" if name.startswith(_TEXT) else name: value for name, value in tensors.items()}
     derived = (*_OPENAI_SIZES, "logit_scale", "logit_bias")
@@ -89,9 +89,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], str]:
         with path.open("rb") as file:
             start = file.read(9)
         if start[4:] == b"\0\0\0\0{":  # eight bytes of length, then JSON
-            return dict(safetensors.torch.load_file(path)), "safetensors"
+            return dict(safetensors.torch.load_file(path)), "a safetensors file"
         if is_torchscript(path):
-            return dict(tensors_from_torchscript(path)), "TorchScript archive"
+            return dict(tensors_from_torchscript(path)), "a TorchScript archive"
         # Only the newer, zipped form can be mapped; then an optimizer beside the weights is never read.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=start[:2] == b"PK")
     except Exception as error:  # damaged files fail in every way there is
@@ -101,7 +101,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], str]:
         ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not weights by name; {_LAYOUTS}")
-    return {str(name): value for name, value in content.items()}, "state dict"
+    return {str(name): value for name, value in content.items()}, "a state dict"
 
 
 def sha256_of(path: Path) -> str:
@@ -118,7 +118,7 @@ def _own_weights(path: Path, content: Mapping[str, Any]) -> StoredWeights:
         raise CheckpointError(f"{path} is a damaged checkpoint of dra-train: {type(error).__name__} {error}") from error
     if not all(isinstance(value, Tensor) for value in tensors.values()):
         raise CheckpointError(f"{path} is a damaged checkpoint of dra-train: its weights are no tensors")
-    return StoredWeights(tensors, "checkpoint of dra-train", bool(clip.get("quick_gelu", False)), clip, backbone)
+    return StoredWeights(tensors, "a checkpoint of dra-train", bool(clip.get("quick_gelu", False)), clip, backbone)
 
 
 def _without_wrappers(tensors: dict[str, Any]) -> dict[str, Any]:

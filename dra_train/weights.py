@@ -50,11 +50,11 @@ def fit_weights(model: DRA, weights: StoredWeights, path: Path) -> str:
         else:
             tensors = {name: value for name, value in tensors.items() if not name.startswith(part)}
     if problem := misfit(wanted, tensors):
-        raise CheckpointError(f"{path}: {_wrong_architecture(model, weights) or problem}")
+        raise CheckpointError(f"{path}: {_wrong_architecture(model, weights)}{problem}")
     model.load_state_dict(as_float32(wanted, tensors), strict=False)
     compositors = [kind for part, kind in _COMPOSITORS.items() if any(name.startswith(part) for name in wanted)]
     parts = ", ".join(["both towers", *compositors])
-    return f"{path.name}: {parts} from a {weights.source}; {_settle_activation(model, weights)}"
+    return f"{path.name} is {weights.source}: {parts} loaded, {_settle_activation(model, weights)}"
 
 
 def misfit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
@@ -83,10 +83,8 @@ def clip_from_shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """
     try:
         text_width = tensors["text.ln_final.weight"].shape[0]
-        context_length, embed_dim = (
-            tensors["text.positional_embedding"].shape[0],
-            tensors["text.text_projection"].shape[1],
-        )
+        context_length = tensors["text.positional_embedding"].shape[0]
+        embed_dim = tensors["text.text_projection"].shape[1]
         vocab_size = tensors["text.token_embedding.weight"].shape[0]
         if "visual.layer1.0.conv1.weight" in tensors:
             grid = math.isqrt(tensors["visual.attnpool.positional_embedding"].shape[0] - 1)
@@ -110,22 +108,22 @@ def clip_from_shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
         "context_length": context_length,
         "vocab_size": vocab_size,
         "width": text_width,
-        "heads": max(1, text_width // 64),
+        "heads": text_width // 64,
         "layers": _count(tensors, "text.transformer.resblocks."),
     }
     return {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text}
 
 
 def _wrong_architecture(model: DRA, weights: StoredWeights) -> str:
-    """Name the backbone that the weights are of, where they show it and the model is another."""
+    """Name the backbone that the weights are of, where they show it and the model is another; ends in "; "."""
     clip = weights.clip or clip_from_shapes(weights.tensors)
     if clip is None:
-        return "" if _is_clip(weights.tensors) else f"it holds no CLIP: its weights are {_first(list(weights.tensors))}"
-    name = weights.backbone or name_of_clip(clip, bool(weights.quick_gelu))
+        return "" if _is_clip(weights.tensors) else "it holds no CLIP; "
+    name = weights.backbone or name_of_clip(clip)  # without -quickgelu: `fit_weights` sees to that by itself
     signature = clip_signature(clip)
     if name in (None, "custom", model.config.backbone) or signature == clip_signature(model.config.clip):
         return ""
-    return f"these weights are of {name}, the model is {model.config.backbone}; use --backbone {name}"
+    return f"these weights are of {name}, the model is {model.config.backbone}; use --backbone {name}; "
 
 
 def _is_clip(tensors: Mapping[str, Tensor]) -> bool:
@@ -166,7 +164,7 @@ def _load_timm_trunk(visual: TimmModel, tensors: Mapping[str, Tensor], path: Pat
         name = visual.trunk.pretrained_cfg.get("architecture", "its image tower")
         raise CheckpointError(f"{path}: as weights of timm's {name} (no CLIP): {problem}")
     visual.trunk.load_state_dict(as_float32(wanted, kept), strict=False)
-    return f"{path.name}: the image tower from a file of timm's; the text tower starts from nothing"
+    return f"{path.name} is an image tower of timm's: loaded; the text tower starts from nothing"
 
 
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import colorsys
+import importlib.util
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,20 @@ from PIL import Image
 from dra_train.settings import FitSettings, load_settings
 
 COLOURS = 6
+
+
+def _load_helper(name: str) -> None:
+    # pytest's importlib mode puts no test folder on the path, so a helper is loaded by its place
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+for helper in ("clip_files", "data_folders"):
+    _load_helper(helper)
 
 
 @pytest.fixture(autouse=True)
