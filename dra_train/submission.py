@@ -87,7 +87,8 @@ def check_submission(content: Content, dataset: Dataset, name: str) -> None:
     if len(ids) != len(dataset.queries):
         raise DatasetError(f"{name}: ids of {dataset.title} stand for several queries; dra-train check-data lists them")
     if ids != content.keys():
-        raise DatasetError(f"{name} answers {len(ids & content.keys())} of {len(ids)} queries; the server wants all")
+        answered, others = len(ids & content.keys()), len(content.keys() - ids)
+        raise DatasetError(f"{name} answers {answered} of the {len(ids)} queries and {others} others")
     for query in dataset.queries:
         answers = content[str(query.id)]
         if len(answers) != wanted or len(set(answers)) != wanted:

@@ -122,9 +122,7 @@ def _outlook(dataset: Dataset, bad: set[str]) -> list[str]:
         drawn = f", a text drawn from up to {texts} at each step" if texts > 1 else ""
         sentences = [f"training would see {len(dataset.queries)} triplets over {images} images{drawn}"]
         several = f", {sum(answers) / len(answers):.2f} right answers each" if max(answers) > 1 else ""
-        sentences.append(
-            f"evaluation would rank {len(dataset.images)} images for {len(dataset.queries)} queries{several}"
-        )
+        sentences.append(f"evaluation would rank {len(dataset.images)} images for each query{several}")
     if bad:
         sentences.append(
             f"both would stop at {len(bad)} images; --allow-missing leaves them out, with {lost} queries that need them"

@@ -120,7 +120,7 @@ def detect_format(path: Path) -> str:
 
 def _require(there: bool, path: Path) -> None:
     if not there:
-        raise DatasetError(f"--dataset {path} is no folder with a data set and no .jsonl file; check the path")
+        raise DatasetError(f"{path} is no folder with a data set and no .jsonl file; check the path")
 
 
 def dataset_root(dataset: str | Path) -> Path:
