@@ -140,7 +140,7 @@ def encode(model: DRA, dataset: Dataset) -> Encoded:
     device = next(model.parameters()).device
     with evaluation_mode(model):
         try:
-            raw = image_features(model, list(dataset.images.values()), f"images of {dataset.split}").cpu()
+            raw = image_features(model, list(dataset.images.values()), f"images of {dataset.split}")
         except ImageError as error:  # the first; tell about all of them at once
             raise unreadable_error(dataset) or error from error
         texts = text_features(model, [q.text for q in dataset.queries]).cpu()

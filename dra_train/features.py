@@ -25,7 +25,7 @@ AHEAD = 2  #: batches that are opened while the tower is at work
 
 @torch.no_grad()  # no inference mode: training saves these for its backward pass
 def trunk_batches(model: DRA, paths: Sequence[Path]) -> Iterator[FrozenFeatures]:
-    """Run the frozen part of the image tower over images, a batch at a time, and return to the CPU.
+    """Run the frozen part of the image tower over images, a batch at a time and in float32, back onto the CPU.
 
     Yields pooled (N, P) float32 and feature_map (N, T, C) half: the maps are what fills disks and memory.
     """
@@ -36,11 +36,11 @@ def trunk_batches(model: DRA, paths: Sequence[Path]) -> Iterator[FrozenFeatures]
 
 @torch.inference_mode()
 def image_features(model: DRA, paths: Sequence[Path], label: str = "image features") -> Tensor:
-    """Encode images into raw features (N, D), on the model's device."""
+    """Encode images into raw features (N, D), on the CPU: a gallery may not fit beside the model."""
     result = []
     with progress(len(paths), label) as advance:
         for images in image_batches(model, paths):
-            result.append(model.project_image(model.image_trunk(images).pooled))
+            result.append(model.project_image(model.image_trunk(images).pooled).cpu())
             advance(len(images))
     return torch.cat(result)
 
