@@ -73,7 +73,7 @@ def read_combiner(path: Path) -> dict[str, Tensor]:
     tensors = _without_wrappers(dict(combiner)) if isinstance(combiner, Mapping) else {}
     if "combiner_layer.weight" not in tensors or not all(isinstance(v, Tensor) for v in tensors.values()):
         raise CheckpointError(
-            f"{path} holds no Combiner of CLIP4Cir's, but {_some(content)}; expected the key 'Combiner'"
+            f"{path} holds no Combiner of CLIP4Cir's but {_some(content)}; expected a key 'Combiner'"
         )
     return tensors
 

@@ -38,5 +38,5 @@ def init_command(backbone: str, weights: Path | None, out: Path, seed: int) -> N
         provenance["weights"] = {"name": weights.name, "sha256": sha256_of(weights)}
     save_checkpoint(out, model, provenance)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    state = "Combiner and TAC untrained" if weights else "untrained"
-    click.echo(f"{out} written: {model.config.backbone}, {millions:.1f} M parameters, {state}")
+    state = "" if weights else ", untrained"
+    click.echo(f"{out} written: {model.config.backbone}, {millions:.1f} M parameters{state}")
