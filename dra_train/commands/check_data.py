@@ -15,7 +15,7 @@ from dra_train.data import read_dataset, splits_of
 from dra_train.data.check import check, open_images, shared_queries
 
 
-@click.command("check-data")
+@click.command("check-data", short_help="Look through a data set before hours are spent on it.")
 @click.argument("dataset", metavar="DATASET")
 @format_option
 @click.option("--split", "splits", multiple=True, help="Repeatable; default: all that the files name, or else val.")
@@ -25,7 +25,7 @@ from dra_train.data.check import check, open_images, shared_queries
 def check_data_command(
     dataset: str, format: str, splits: tuple[str, ...], gallery: str, image_root: Path | None, as_json: bool
 ) -> int:
-    r"""Look through DATASET before hours are spent on it: every file is read and every image opened.
+    """Look through DATASET before hours are spent on it: every file is read and every image opened.
 
     DATASET is a folder of CIRR, FashionIQ or CIRCO, your own folder or .jsonl file (docs/data.md has the formats), or
     the word builtin. Exit code 0: fine, notes are possible; 1: something should be repaired; 2: it can't
@@ -34,7 +34,7 @@ def check_data_command(
     \b
       dra-train check-data my-shop/
       dra-train check-data pairs.jsonl --image-root photos/
-    """
+    """  # noqa: D301 - \b keeps click from joining the lines
     names = splits or tuple(splits_of(dataset, format)) or ("val",)
     parts = [
         part

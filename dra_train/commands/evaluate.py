@@ -17,7 +17,7 @@ from dra_train.data import BUILTIN, open_dataset, require_targets
 from dra_train.evaluate import evaluate_all
 
 
-@click.command("evaluate")
+@click.command("evaluate", short_help="Measure what a checkpoint finds on a data set.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--dataset", default="builtin", help=DATASET_HELP)
 @click.option("--split", "splits", multiple=True, default=("val",), show_default=True, help="Repeatable.")
@@ -35,7 +35,7 @@ def evaluate_command(
     as_json: bool,
     output: Path | None,
 ) -> None:
-    r"""Measure the recall of CHECKPOINT, beside what the image alone and the text alone reach.
+    """Measure the recall of CHECKPOINT, beside what the image alone and the text alone reach.
 
     Every data set is scored by its own benchmark's protocol: CIRR's R@K and Rsubset@K, FashionIQ's R@10 and R@50 for
     each category and their mean, CIRCO's mAP@K. Your own data is scored as CIRR is.
@@ -43,7 +43,7 @@ def evaluate_command(
     \b
       dra-train evaluate runs/demo/ckpt.pt --split val --split val_unseen
       dra-train evaluate ckpt.pt --dataset fashioniq/ --gallery val_union
-    """
+    """  # noqa: D301 - \b keeps click from joining the lines
     check_output(output)
     source = load_checkpoint(checkpoint)
     opened = [

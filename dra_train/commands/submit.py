@@ -16,7 +16,7 @@ from dra_train.submission import SERVERS, check_folder, submission, write_submis
 TEST_SPLITS = {"cirr": "test1", "circo": "test"}
 
 
-@click.command("submit")
+@click.command("submit", short_help="Write the files for CIRR's and CIRCO's test servers.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--dataset", required=True, help="Folder of CIRR or CIRCO (docs/data.md).")
 @click.option("--split", help="Default: test1 for CIRR, test for CIRCO.")
