@@ -86,14 +86,14 @@ def _query(entry: Mapping[str, Any], number: int, source: Path, groups: Mapping[
     if missing := [key for key in ("reference", "text", "target") if key not in entry]:
         raise DatasetError(f"{where}: no {missing[0]!r}; expected reference, text and target")
     reference, target = (image_path(entry[key], where) for key in ("reference", "target"))
-    group = entry.get("group", ())
+    group = entry.get("group") or ()
     if isinstance(group, str):
         members = groups.get(group, ())
     elif isinstance(group, list | tuple):
         members = tuple(dict.fromkeys([reference, target, *(image_path(name, where) for name in group)]))
     else:
         raise DatasetError(f"{where}: group is a {type(group).__name__}; expected a list of paths, or a group's name")
-    id = entry.get("id", number)
+    id = number if entry.get("id") is None else entry["id"]
     if type(id) not in (int, str):
         raise DatasetError(f"{where}: id is a {type(id).__name__}; expected a number or a string")
     return Query(
@@ -102,7 +102,7 @@ def _query(entry: Mapping[str, Any], number: int, source: Path, groups: Mapping[
         text=text_of(entry["text"], where),
         target=target,
         group=members if group else (),
-        edit=text_of(entry.get("edit", ""), where),
+        edit=text_of(entry.get("edit") or "", where),
     )
 
 

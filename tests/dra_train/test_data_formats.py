@@ -132,6 +132,9 @@ def test_own_data_takes_every_image_of_the_folder_as_gallery(tmp_path: Path) -> 
         Query(1, "a.jpg", "in blue", "b.png"),
         Query(3, "more/c.webp", "like d", "more/d.jpg", ("more/c.webp", "more/d.jpg", "a.jpg", "b.png")),
     )
+    empty = {"id": None, "group": None, "edit": None}
+    lines(tmp_path / "shop" / "null.jsonl", [{**PAIR, **empty}])
+    assert open_dataset(tmp_path / "shop" / "null.jsonl", "val")[0].queries == data.queries[:1]
     (by_file,) = open_dataset(tmp_path / "shop" / "pairs.jsonl", "val")
     assert by_file.queries == data.queries
     assert by_file.name == "pairs"
