@@ -19,7 +19,13 @@ from dra_train.model import DRA
 from dra_train.weight_files import StoredWeights, read_weights
 
 _NAMED = 10  #: of each kind of misfit, so many are named
-_COMPOSITORS = {"combiner.": "the Combiner", "tac.": "TAC", "token_projection.": "TAC's projection"}
+# What stands beside the towers, and loads only where both the file and the model have it.
+_PARTS = {
+    "combiner.": "the Combiner",
+    "tac.": "TAC",
+    "token_projection.": "TAC's projection",
+    "stage_projection.": "the projection of all stages",
+}
 
 
 def load_weights(model: DRA, path: Path) -> str:
@@ -40,10 +46,10 @@ def load_weights(model: DRA, path: Path) -> str:
 def fit_weights(model: DRA, weights: StoredWeights, path: Path) -> str:
     """Load what `read_weights` read from ``path``; see `load_weights`."""
     tensors = dict(weights.tensors)
-    wanted = {name: value for name, value in model.state_dict().items() if not name.startswith(tuple(_COMPOSITORS))}
+    wanted = {name: value for name, value in model.state_dict().items() if not name.startswith(tuple(_PARTS))}
     if isinstance(model.visual, TimmModel) and not any(name.startswith(("visual.", "text.")) for name in tensors):
         return _load_timm_trunk(model.visual, tensors, path)
-    for part in _COMPOSITORS:
+    for part in _PARTS:
         ours = {name: value for name, value in model.state_dict().items() if name.startswith(part)}
         if ours and any(name.startswith(part) for name in tensors):
             wanted |= ours
@@ -52,8 +58,8 @@ def fit_weights(model: DRA, weights: StoredWeights, path: Path) -> str:
     if problem := misfit(wanted, tensors):
         raise CheckpointError(f"{path}: {_wrong_architecture(model, weights)}{problem}")
     model.load_state_dict(as_float32(wanted, tensors), strict=False)
-    compositors = [kind for part, kind in _COMPOSITORS.items() if any(name.startswith(part) for name in wanted)]
-    parts = ", ".join(["both towers", *compositors])
+    others = [kind for part, kind in _PARTS.items() if any(name.startswith(part) for name in wanted)]
+    parts = ", ".join(["both towers", *others])
     return f"{path.name} is {weights.source}: {parts} loaded, {_settle_activation(model, weights)}"
 
 
