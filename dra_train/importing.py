@@ -14,7 +14,7 @@ from dra_runtime.preprocess import Preprocess
 from dra_train.backbones import model_config, name_of_clip
 from dra_train.model import DRA, DRAConfig
 from dra_train.weight_files import StoredWeights, read_combiner, read_weights, sha256_of
-from dra_train.weights import as_float32, clip_from_shapes, fit_weights, misfit
+from dra_train.weights import clip_from_shapes, fit_weights, misfit
 
 NO_PADDING = 1e9  #: a pad_ratio that no image reaches: the smallest refusal for elongated images comes long before
 TARGET_PAD = 1.25  #: CLIP4Cir's, the ratio of all its published models
@@ -116,8 +116,7 @@ def _load_combiner(model: DRA, tensors: Mapping[str, Tensor], path: Path) -> Non
         if width != dim:
             problem = f"this Combiner takes features of width {width}, the CLIP gives {dim}: they don't belong together"
         raise CheckpointError(f"{path}: {problem}")
-    renamed = {_ours(name): value for name, value in as_float32(wanted, tensors).items()}
-    model.combiner.load_state_dict(renamed)
+    model.combiner.load_state_dict({_ours(name): value for name, value in tensors.items()})
 
 
 def _ours(name: str) -> str:

@@ -57,7 +57,7 @@ def fit_weights(model: DRA, weights: StoredWeights, path: Path) -> str:
             tensors = {name: value for name, value in tensors.items() if not name.startswith(part)}
     if problem := misfit(wanted, tensors):
         raise CheckpointError(f"{path}: {_wrong_architecture(model, weights)}{problem}")
-    model.load_state_dict(as_float32(wanted, tensors), strict=False)
+    model.load_state_dict(tensors, strict=False)  # into float32, whatever they were; all but batch counters are there
     others = [kind for part, kind in _PARTS.items() if any(name.startswith(part) for name in wanted)]
     parts = ", ".join(["both towers", *others])
     return f"{path.name} is {weights.source}: {parts} loaded, {_settle_activation(model, weights)}"
@@ -75,11 +75,6 @@ def misfit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
     said = [f"{len(names)} are {kind} ({_first(names)})" for kind, names in kinds if names]
     return f"its weights don't fit: {', '.join(said)}" if said else ""
-
-
-def as_float32(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights that fit, in the types that the model holds them in: half precision becomes float32."""
-    return {name: found[name].to(wanted[name].dtype) for name in wanted if name in found}
 
 
 def clip_from_shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
@@ -169,7 +164,7 @@ def _load_timm_trunk(visual: TimmModel, tensors: Mapping[str, Tensor], path: Pat
     if problem := misfit(wanted, kept):
         name = visual.trunk.pretrained_cfg.get("architecture", "its image tower")
         raise CheckpointError(f"{path}: as weights of timm's {name} (no CLIP): {problem}")
-    visual.trunk.load_state_dict(as_float32(wanted, kept), strict=False)
+    visual.trunk.load_state_dict(kept, strict=False)
     return f"{path.name} is an image tower of timm's: loaded; the text tower starts from nothing"
 
 
