@@ -34,7 +34,7 @@ def check_data_command(
     \b
       dra-train check-data my-shop/
       dra-train check-data pairs.jsonl --image-root photos/
-    """  # noqa: D301 - \b keeps click from joining the lines
+    """
     names = splits or tuple(splits_of(dataset, format)) or ("val",)
     parts = [
         part

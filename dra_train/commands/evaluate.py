@@ -43,7 +43,7 @@ def evaluate_command(
     \b
       dra-train evaluate runs/demo/ckpt.pt --split val --split val_unseen
       dra-train evaluate ckpt.pt --dataset fashioniq/ --gallery val_union
-    """  # noqa: D301 - \b keeps click from joining the lines
+    """
     check_output(output)
     source = load_checkpoint(checkpoint)
     opened = [
