@@ -297,6 +297,14 @@ def test_missing_images_are_left_out_on_request_and_written_down(tmp_path: Path)
     assert len(data.images) == 57
 
 
+def test_groups_lose_the_images_that_are_left_out(tmp_path: Path) -> None:
+    root = own_data(tmp_path / "shop")
+    (root / "images" / "b.png").write_bytes(b"no picture")
+    (data,) = open_dataset(root, "val", allow_missing=True)
+    assert data.missing == ("b.png",)
+    assert [(q.id, q.group) for q in data.queries] == [(3, ("more/c.webp", "more/d.jpg", "a.jpg"))]
+
+
 def test_images_of_a_whole_data_set_that_are_missing_are_an_error_even_when_allowed(tmp_path: Path) -> None:
     root = own_data(tmp_path / "shop")
     for name in ("a.jpg", "more/c.webp"):
