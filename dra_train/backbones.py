@@ -181,6 +181,7 @@ def untrained_model(config: DRAConfig, seed: int = 0) -> DRA:
     if config.backbone == "demo":
         load_imagenet_weights(model)
     elif isinstance(model.visual, ModifiedResNet):
+        torch.manual_seed(seed)  # again: the tower is the same whatever compositors stand behind it
         _enliven_batch_norms(model.visual)
     return model
 

@@ -1,6 +1,7 @@
 """The command dra-train."""
 
 from dra_runtime.console import command_group
+from dra_train.commands.ablate import ablate_command
 from dra_train.commands.attention import attention_command
 from dra_train.commands.check_data import check_data_command
 from dra_train.commands.evaluate import evaluate_command
@@ -28,5 +29,6 @@ for command in (
     submit_command,
     check_data_command,
     attention_command,
+    ablate_command,
 ):
     main.add_command(command)

@@ -83,6 +83,7 @@ def fit(
     cache: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    until: int | None = None,
 ) -> DRA:
     """Train a model on ``dataset`` and write ``out/ckpt.pt`` and ``out/log.jsonl``; returns the model of ckpt.pt.
 
@@ -102,6 +103,8 @@ def fit(
         Go on where a killed run in ``out`` stood; start where there is none.
     overwrite
         Replace an earlier run in ``out``.
+    until
+        Stop behind this stage, 1 or 2, and leave the state from which ``resume`` goes on.
 
     Raises
     ------
@@ -111,13 +114,7 @@ def fit(
         The loss isn't finite any more.
     """
     with workers(settings.run.device) as team:
-        identity = {
-            "settings": settings.to_dict(),
-            "seed": seed,
-            "data": fingerprint(dataset),
-            "start": origin,
-            "processes": team.count,
-        }
+        identity = run_identity(settings, dataset, seed, origin, team.count)
         state = claim(out, identity, team, resume, overwrite)
         if state.finished:
             return load_checkpoint(out / CHECKPOINT).model
@@ -160,13 +157,26 @@ def fit(
         if measured:
             check_metric(settings.validation.metric, recalls(model, measured[:1]))
         try:
-            train(run)
+            train(run, until)
         finally:
             if log:
                 log.close()
         team.wait()
         last = state.best.get("last", True)
         return model.cpu().eval() if last else load_checkpoint(out / CHECKPOINT).model
+
+
+def run_identity(
+    settings: FitSettings, dataset: Dataset, seed: int, origin: str = "", processes: int = 1
+) -> dict[str, Any]:
+    """Return what a run is told apart by: it goes on only where all of it is the same."""
+    return {
+        "settings": settings.to_dict(),
+        "seed": seed,
+        "data": fingerprint(dataset),
+        "start": origin,
+        "processes": processes,
+    }
 
 
 def claim(out: Path, identity: Mapping[str, Any], team: Workers, resume: bool, overwrite: bool) -> TrainState:
@@ -199,8 +209,8 @@ def claim(out: Path, identity: Mapping[str, Any], team: Workers, resume: bool, o
     return state
 
 
-def train(run: Run) -> None:
-    """Go through the stages that are left, and write the checkpoint."""
+def train(run: Run, until: int | None = None) -> None:
+    """Go through the stages that are left, and write the checkpoint; stop early behind stage ``until``."""
     state = run.state
     todo = stages(run.settings)
     steps = [stage.settings.epochs * math.ceil(len(run.data) / stage.settings.batch_size) for stage in todo]
@@ -210,6 +220,8 @@ def train(run: Run) -> None:
             run_stage(run, todo[number], steps[number], advance)
             state.stage, state.epoch, state.optimizer, state.scaler = number + 1, 0, {}, {}
             save(run, None)
+            if number + 1 == until:
+                return
     if not run.team.main:
         return
     if not state.best:

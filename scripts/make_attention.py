@@ -118,8 +118,9 @@ def sentence(pair: PairAttention) -> str:
     row, column = np.unravel_index(int(look.patches.argmax()), look.patches.shape)
     return filled(
         f"cos(F_v, F_c) = {pair.agreement:.2f}. The patches of the {look.over} add {look.patches.sum():+.2f} to it, "
-        f"most of all the one in row {row + 1}, column {column + 1} ({look.patches.max():+.2f}). Traced attention there: "
-        f"{100 * stream.traced.patches[row, column]:.1f} %, an even share is {100 / (look.patches.size + 1):.1f} %."
+        f"most of all the one in row {row + 1}, column {column + 1} ({look.patches.max():+.2f}). Traced attention "
+        f"there: {100 * stream.traced.patches[row, column]:.1f} %; an even share is "
+        f"{100 / (look.patches.size + 1):.1f} %."
     )
 
 
@@ -151,8 +152,8 @@ def over_many(checkpoint: Checkpoint, dataset: Dataset) -> str:
             table(["map", "over", "spread, patches", "strongest patch", "class token", "adds to cos"], rows),
             filled(
                 f"Spread: exp of the entropy, of {pairs[0].streams[0].traced.patches.size} patches. Agreement with "
-                f"the pair's own text: {own:.2f} on average, with another query's text: {mean(others):.2f}; the own text "
-                f"is ahead in {100 * wins:.0f} % of the pairs (50 % would be a guess)."
+                f"the pair's own text: {own:.2f} on average, with another query's text: {mean(others):.2f}; the own "
+                f"text is ahead in {100 * wins:.0f} % of the pairs (50 % would be a guess)."
             ),
             reading(pairs),
         ]
