@@ -14,6 +14,7 @@ import open_clip
 import timm
 import torch
 from open_clip.modified_resnet import ModifiedResNet
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.timm_model import TimmModel
 from torch import nn
 from torch.nn import functional
@@ -79,7 +80,7 @@ def model_config(backbone: str, **options: Any) -> DRAConfig:
                 "timm's image towers"
             )
         clip = known
-        mean, std = (_HALF, _HALF) if backbone == "demo" else (CLIP_MEAN, CLIP_STD)  # EfficientNet-Lite saw [-1, 1]
+        mean, std = (_HALF, _HALF) if backbone == "demo" else _published_colours(backbone)  # EfficientNet-Lite: [-1, 1]
         preprocess = Preprocess(clip["vision_cfg"]["image_size"], mean=mean, std=std)
     try:
         return DRAConfig(clip=clip, preprocess=preprocess, backbone=backbone, **options)
@@ -104,6 +105,13 @@ def _timm_config(name: str) -> tuple[dict[str, Any], Preprocess]:
     if problem := _timm_problem(name, size):
         raise UsageError(f"timm's {name} can't be the image tower: {problem}; choose another")
     return clip, Preprocess(size, mean=mean, std=std)
+
+
+def _published_colours(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Return the mean and spread that all published weights of an open_clip model were trained with, else CLIP's."""
+    published = (get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name))
+    found = {(_three(cfg["mean"]), _three(cfg["std"])) for cfg in published}
+    return found.pop() if len(found) == 1 else (CLIP_MEAN, CLIP_STD)
 
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:

@@ -72,9 +72,7 @@ def read_combiner(path: Path) -> dict[str, Tensor]:
     combiner = content.get("Combiner", content)
     tensors = _without_wrappers(dict(combiner)) if isinstance(combiner, Mapping) else {}
     if "combiner_layer.weight" not in tensors or not all(isinstance(v, Tensor) for v in tensors.values()):
-        raise CheckpointError(
-            f"{path} holds no Combiner of CLIP4Cir's but {_some(content)}; expected a key 'Combiner'"
-        )
+        raise CheckpointError(f"{path} holds no Combiner of CLIP4Cir's but {_some(content)}; expected a key 'Combiner'")
     return tensors
 
 
@@ -129,4 +127,4 @@ def _without_wrappers(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def _some(content: Mapping[str, Any]) -> str:
-    return ", ".join(list(map(str, content))[:5]) or "nothing"
+    return ", ".join(" ".join(str(name).split())[:60] for name in list(content)[:5]) or "nothing"

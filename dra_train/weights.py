@@ -173,4 +173,4 @@ def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _first(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+    return ", ".join(" ".join(name.split())[:120] for name in names[:_NAMED]) + (", …" if len(names) > _NAMED else "")

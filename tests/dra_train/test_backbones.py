@@ -141,6 +141,13 @@ def test_quickgelu_variants_have_quickgelu() -> None:
         assert activations(DRA(model_config("RN50x4-quickgelu", tac_layers=0)).text) == {"QuickGELU"}
 
 
+def test_colours_are_those_that_all_published_weights_agree_on() -> None:
+    assert model_config("RN50x4").preprocess == Preprocess(288)
+    assert model_config("ViT-L-14").preprocess == Preprocess(224)  # one of its many was trained with other colours
+    half = (0.5, 0.5, 0.5)
+    assert model_config("PE-Core-B-16").preprocess == Preprocess(224, mean=half, std=half)
+
+
 def test_timm_towers_bring_their_size_and_colours() -> None:
     config = model_config("timm/convnext_tiny")
     assert config.preprocess == Preprocess(224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

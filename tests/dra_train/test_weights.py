@@ -247,6 +247,11 @@ UNUSABLE: dict[str, tuple[Spoil, str]] = {
         lambda p: torch.save(timm.create_model("test_resnet").state_dict(), p),
         r"it holds no CLIP; its weights don't fit: \d+ are missing \(visual.*, …\), \d+ are unexpected \(conv1",
     ),
+    "names over two lines": (
+        lambda p: torch.save({"a\nb": torch.ones(1), "visual.x": torch.ones(1)}, p),
+        r"2 are unexpected \(a b, visual\.x\)",
+    ),
+    "values that are no tensors": (lambda p: torch.save({"a\nb": 1}, p), "holds no weights by name, but a b;"),
     "three misfits": (
         lambda p: torch.save(misfitting(openai_tensors("vit")), p),
         r"1 are missing \(text\.ln_final\.bias\), 1 are unexpected \(adapter\.weight\), "
