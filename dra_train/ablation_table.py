@@ -79,9 +79,12 @@ def study_markdown(study: Mapping[str, Any]) -> str:
             "interval over queries.",
             recall_table(study, split),
             says(study, split),
-            "How well the implicit relation is learnt, by the pair's own F_v (TAC isn't used to answer queries):",
-            implicit_table(study, split),
         ]
+        if measured := implicit_table(study, split):
+            parts += [
+                "How well the implicit relation is learnt, by the pair's own F_v (TAC isn't used to answer queries):",
+                measured,
+            ]
     return "\n\n".join([*parts, "What was changed:", what_list(study), cannot_say(study)])
 
 
@@ -99,14 +102,14 @@ def recall_table(study: Mapping[str, Any], split: str) -> str:
 
 
 def implicit_table(study: Mapping[str, Any], split: str) -> str:
-    """Return a row a variant with TAC: recalls between pairs and texts."""
-    rows = []
+    """Return a row a variant with TAC: recalls between pairs and texts; "" without any."""
+    rows, texts = [], 0.0
     for variant in study["variants"]:
         values = [run["splits"][split]["implicit"] for run in variant["runs"]]
         if values and all(values):
             rows.append([variant["name"], *(spread([v[name] for v in values]) for name in IMPLICIT)])
-    texts = next((r["splits"][split]["implicit"] for v in study["variants"] for r in v["runs"]), None) or {}
-    return table([f"variant (of {texts.get('texts', 0):.0f} distinct texts)", *IMPLICIT], rows)
+            texts = values[0]["texts"]
+    return table([f"variant (of {texts:.0f} distinct texts)", *IMPLICIT], rows) if rows else ""
 
 
 def what_list(study: Mapping[str, Any]) -> str:
