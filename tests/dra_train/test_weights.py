@@ -133,6 +133,31 @@ def test_torchscript_is_read_without_running_it(
     assert not is_torchscript(written("openai", tower))
 
 
+class Views(nn.Module):
+    """Two parameters in one storage, one of them transposed and one with an offset, beside an empty one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        base = torch.arange(12.0)
+        self.transposed = nn.Parameter(base[:6].view(2, 3).t())
+        self.behind = nn.Parameter(base[6:])
+        self.register_buffer("empty", torch.empty(0, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.behind
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_views_into_a_storage_are_read_where_they_lie(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.trace(Views(), torch.zeros(6)), tmp_path / "views.pt")
+    expected = torch.jit.load(tmp_path / "views.pt").state_dict()
+    found = tensors_from_torchscript(tmp_path / "views.pt")
+    assert set(found) == {"transposed", "behind", "empty"}
+    for name, value in expected.items():
+        assert torch.equal(found[name], value)
+    assert found["behind"].tolist() == [6, 7, 8, 9, 10, 11]
+
+
 class Bomb:
     """Runs code when it is unpickled."""
 
