@@ -101,7 +101,9 @@ class _TensorUnpickler(pickle.Unpickler):
             data = bytearray(_stored(self._archive, f"{self._root}data/{key}"))
             if len(data) < dtype.itemsize * count:
                 raise ValueError(f"storage {key} is too short")
-            self._storages[key] = torch.frombuffer(data, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
+            self._storages[key] = (
+                torch.frombuffer(data, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
+            )
         return self._storages[key]
 
 
