@@ -1,13 +1,14 @@
 """The comparison must see faults, so these tests plant them."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from dra_export.parity import Difference, compare_graphs, verify
+from dra_export.parity import Difference, compare_graphs, compare_recall, verify
 from dra_runtime.encoder import Encoder
 from dra_train.checkpoint import load_checkpoint
 from dra_train.data import Dataset, builtin_dataset, load_cirr
@@ -85,6 +86,11 @@ def test_lost_recall_fails_even_when_nobody_looks_at_cosines(
     result = verify(model, encoder, pairs)
     assert not result["passed"]
     assert result["recall"]["changed_queries"] == len(result["recall"]["changed"]) > 0
+
+
+def test_recall_follows_the_data_sets_own_protocol(model: DRA, encoder: Encoder, pairs: Dataset) -> None:
+    result = compare_recall(model, encoder, replace(pairs, format="fashioniq"))
+    assert set(result["reference"]) == set(result["candidate"]) == {"R@10", "R@50", "mean"}
 
 
 def test_values_that_are_not_finite_never_pass() -> None:
