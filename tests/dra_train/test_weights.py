@@ -184,6 +184,36 @@ def test_code_in_a_file_never_runs(kind: str, tmp_path: Path, written: Callable[
     assert not witness.exists()
 
 
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".", "pickle|bytes|instruction"),  # a terabyte of bytes
+        (b"\x80\x02}r" + (2**31).to_bytes(4, "little") + b".", "numbers more objects than it can hold"),
+        (b"\x80\x02\x82\x01.", "the pickle instruction EXT1, which no weights need"),
+        (pickle.dumps({"a": 1}, protocol=4), "the pickle instruction FRAME, which no weights need"),
+    ],
+)
+def test_a_torchscript_archive_cannot_ask_for_memory(program: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "clip.pt"
+    with zipfile.ZipFile(path, "w") as bad:
+        bad.writestr("clip/constants.pkl", b"")
+        bad.writestr("clip/data.pkl", program)
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(DRA(clip_config("vit")), path)
+
+
+def test_compressed_archives_are_refused(tmp_path: Path, written: Callable[[str, str], Path]) -> None:
+    path = tmp_path / "clip.pt"
+    with (
+        zipfile.ZipFile(written("torchscript", "vit")) as good,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bad,
+    ):
+        for name in good.namelist():
+            bad.writestr(name, good.read(name))
+    with pytest.raises(CheckpointError, match="is compressed"):
+        load_weights(DRA(clip_config("vit")), path)
+
+
 def test_a_torchscript_archive_whose_weights_are_cut_off_is_refused(
     tmp_path: Path, written: Callable[[str, str], Path]
 ) -> None:
