@@ -1,7 +1,7 @@
 """What the frozen image trunk gives for a data set's images, computed once and kept on the disk.
 
 A folder for each set, named by a hash of everything that decides the numbers: the trunk's weights, the preprocessing,
-the list of images with their sizes and times, the precision and the kind of device. So features of another checkpoint,
+the list of images with their sizes and times, and the kind of device. So features of another checkpoint,
 of other preprocessing or of a changed picture are never used. It holds
 
     pooled.f32   (M, P)     what the tower's head takes; small, read into memory
@@ -64,7 +64,6 @@ class Request:
 
     images: Mapping[str, Path]
     label: str  #: of the progress bar
-    precision: str = "fp32"
     maps: bool = True  #: or the pooled features alone
     quiet: bool = False
 
@@ -87,14 +86,11 @@ def live_outputs(model: DRA, request: Request) -> ImageOutputs:
     """Return the trunk's outputs without the disk: the maps are computed whenever they are asked for."""
     paths = list(request.images.values())
     pooled = []
-    with (
-        progress(len(paths), request.label, hidden=request.quiet) as advance,
-        trunk_precision(model, request.precision),
-    ):
+    with progress(len(paths), request.label, hidden=request.quiet) as advance:
         for frozen in trunk_batches(model, paths):
             pooled.append(frozen.pooled)
             advance(len(frozen.pooled))
-    return ImageOutputs(torch.cat(pooled), _LiveMaps(model, paths, request.precision) if request.maps else None)
+    return ImageOutputs(torch.cat(pooled), _LiveMaps(model, paths) if request.maps else None)
 
 
 def cache_key(model: DRA, request: Request) -> str:
@@ -121,22 +117,15 @@ def cache_key(model: DRA, request: Request) -> str:
     facts = {
         "version": VERSION,
         "tower": dict(model.config.clip["vision_cfg"]),
+        "image_stages": model.config.image_stages,
         "quick_gelu": model.config.clip.get("quick_gelu"),
         "preprocess": model.config.preprocess.to_dict(),
         "images": files,
         "maps": request.maps,
-        "precision": request.precision,
         "device": device_of(model).type,
     }
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:32]
-
-
-def trunk_precision(model: DRA, precision: str) -> torch.autocast:
-    """Return the context in which the trunk runs at a run's precision."""
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    # Without a cache of cast weights, which would be kept for as long as the context lasts
-    return torch.autocast(device_of(model).type, dtype=kind, enabled=precision != "fp32", cache_enabled=False)
 
 
 @dataclass(frozen=True)
@@ -152,13 +141,12 @@ class _MappedMaps:
 class _LiveMaps:
     model: DRA
     paths: Sequence[Path]
-    precision: str
 
     def __call__(self, rows: Tensor) -> Tensor:
         distinct, place = torch.unique(rows, return_inverse=True)
-        with trunk_precision(self.model, self.precision):
+        with torch.autocast(device_of(self.model).type, enabled=False):  # as when they are cached
             maps = [frozen.feature_map for frozen in trunk_batches(self.model, [self.paths[i] for i in distinct])]
-        return torch.cat(maps)[place]
+            return torch.cat(maps)[place]
 
 
 def _complete(target: Path) -> dict[str, Any] | None:
@@ -185,7 +173,6 @@ def _build(model: DRA, request: Request, target: Path) -> dict[str, Any]:
                 (temporary / "pooled.f32").open("wb") as pooled,
                 (temporary / "maps.f16").open("wb") as maps,
                 progress(len(paths), request.label, hidden=request.quiet) as advance,
-                trunk_precision(model, request.precision),
             ):
                 for frozen in trunk_batches(model, paths):
                     pooled.write(_bytes(frozen.pooled, "<f4"))  # plain writes: on a full disk a map would kill us

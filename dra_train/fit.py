@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from dra_train.backbones import model_config, untrained_model
 from dra_train.checkpoint import load_checkpoint, save_checkpoint
 from dra_train.data import Dataset
 from dra_train.diagnosis import diagnose
-from dra_train.feature_cache import ImageOutputs, Request, cached_outputs, default_cache, live_outputs, trunk_precision
+from dra_train.feature_cache import ImageOutputs, Request, cached_outputs, default_cache, live_outputs
 from dra_train.model import DRA
 from dra_train.run_log import RunLog, effective_ranks
 from dra_train.settings import FitSettings
@@ -121,7 +122,7 @@ def fit(
         model = (start or untrained_model(model_config(**settings.model), seed)).to(team.device)
 
         def outputs(data: Dataset, label: str, maps: bool) -> ImageOutputs:
-            request = Request(data.images, label, settings.run.precision, maps, quiet=not team.main)
+            request = Request(data.images, label, maps, quiet=not team.main)
             if not settings.run.cache:
                 return live_outputs(model, request)
             if team.local_rank:
@@ -132,6 +133,7 @@ def fit(
             return found
 
         data = make_triplets(model, dataset, outputs(dataset, "training images", model.has_tac))
+        model.standardize(data.images.pooled.to(team.device))
         measured = tuple(Measured(d, outputs(d, f"images of {d.split}", False).pooled) for d in validation)
         gallery = max((len(m.dataset.images) for m in measured), default=0)
         sample = training_sample(dataset, data.images.pooled, gallery) if measured else None
@@ -244,7 +246,7 @@ def run_stage(run: Run, stage: Stage, steps: int, advance: Callable[..., None]) 
     model.visual.eval()  # frozen: its batch norms keep their statistics, its outputs were computed once
     learns_text = "text" in stage.settings.train
     model.text.set_grad_checkpointing(settings.run.checkpoint_activations and learns_text)
-    frozen_text = None if learns_text else all_texts(model, run.data, precision)
+    frozen_text = None if learns_text else all_texts(model, run.data)
     inputs = Inputs(model, run.data, settings.loss, frozen_text)
     saved = time.monotonic()
     per_epoch = math.ceil(len(run.data) / stage.settings.batch_size)
@@ -253,16 +255,15 @@ def run_stage(run: Run, stage: Stage, steps: int, advance: Callable[..., None]) 
     while state.epoch < stage.settings.epochs:
         began = time.monotonic() - state.seconds
         if state.order is None or state.texts is None:
-            state.order, state.texts = (run.team.agree(drawn) for drawn in run.data.draw())
+            state.order, state.texts = run.data.draw()
         meter = Meter(state.sums, f"{stage.name}, epoch {state.epoch + 1}", stage.name.replace(" ", ""))
         batches = state.order.split(stage.settings.batch_size)
         for rows in batches[state.step :]:
             done = state.epoch * per_epoch + state.step
-            if run.team.count > 1:  # each process its own random numbers, which a resumed run can find again
-                torch.manual_seed(_mix(run.seed, state.stage, done, run.team.rank))
             batch = run.data.batch(rows, state.texts)
             rate = learning_rate(stage, done, steps)
-            losses, features, norm = train_step(stage, inputs, batch, optimization, run.team, precision, rate)
+            with own_random_numbers(run.team, run.seed, state.stage, done):
+                losses, features, norm = train_step(stage, inputs, batch, optimization, run.team, precision, rate)
             meter.add(losses, norm, len(batch) / len(run.data))
             state.step += 1
             if state.step % LOOK_EVERY[device.type] == 0 or state.step == per_epoch:
@@ -329,11 +330,10 @@ def save(run: Run, optimization: Optimization | None) -> None:
 
 
 @torch.no_grad()
-def all_texts(model: DRA, data: Triplets, precision: str) -> Tensor:
+def all_texts(model: DRA, data: Triplets) -> Tensor:
     """Encode every distinct text (U, D) once, onto the CPU: for a stage in which the text tower doesn't learn."""
     rows = torch.arange(len(data.tokens)).split(256)
-    with trunk_precision(model, precision):
-        return torch.cat([encode_texts(model, data, batch).float().cpu() for batch in rows])
+    return torch.cat([encode_texts(model, data, batch).cpu() for batch in rows])
 
 
 class Meter:
@@ -378,6 +378,21 @@ class Meter:
             nested.setdefault(group, {})[key] = value
         losses = nested["losses"]
         return {**nested, "implicit_share": losses.get("implicit", 0.0) / sum(losses.values())}
+
+
+@contextmanager
+def own_random_numbers(team: Workers, *step: int) -> Iterator[None]:
+    """Give each of several processes random numbers of its own for a step, the same whenever the step is done.
+
+    Afterwards all are again where they were, so that they draw the same epochs.
+    """
+    if team.count == 1:
+        yield
+        return
+    common = random_state(team.device)
+    torch.manual_seed(_mix(*step, team.rank))
+    yield
+    set_random_state(common, team.device)
 
 
 def _mix(*numbers: int) -> int:

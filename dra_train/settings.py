@@ -166,7 +166,8 @@ def load_settings(preset: str, overrides: Sequence[str] = ()) -> FitSettings:
         sections = {name: kind(**values.pop(name)) for name, kind in SECTIONS.items() if name in values}
         return FitSettings(**sections, **values)
     except (KeyError, TypeError) as error:
-        raise UsageError(f"{path.name}: a setting is missing or unknown: {error}") from error
+        reason = str(error).rpartition("__init__() ")[2]
+        raise UsageError(f"{path.name}: a setting is missing or unknown: {reason}") from error
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

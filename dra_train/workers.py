@@ -61,14 +61,6 @@ class Workers:
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
-    def agree(self, tensor: Tensor) -> Tensor:
-        """Return the first process's tensor in all of them, on the CPU."""
-        if self.count == 1:
-            return tensor
-        shared = tensor.to(self.device)
-        dist.broadcast(shared, 0)
-        return shared.cpu()
-
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.count > 1:

@@ -44,7 +44,7 @@ def test_fit_then_evaluate(cirr_folder: Callable[..., Folder], tmp_path: Path) -
     assert result.exit_code == 0, result.stderr
     assert "training on 24 triplets over 12 images" in result.stderr
     assert "ckpt.pt written after" in result.stdout
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["ckpt.pt", "log.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["ckpt.pt", "log.jsonl", "train_state.pt"]
 
     saved = tmp_path / "eval.json"
     result = run("evaluate", tmp_path / "run" / "ckpt.pt", "--dataset", root, "--json", "-o", saved)
@@ -137,7 +137,7 @@ def test_init_writes_a_checkpoint_that_repeats(tmp_path: Path) -> None:
 def test_misuse_is_one_line(cirr_folder: Callable[..., Folder], tiny_checkpoint: Path, tmp_path: Path) -> None:
     root, out = cirr_folder().root, tmp_path / "never"
     fit = ("fit", "--out", out, "--dataset", root)
-    assert_one_line(run(*fit, "--preset", "imagenet"), "preset 'imagenet' is unknown; use demo")
+    assert_one_line(run(*fit, "--preset", "imagenet"), "preset 'imagenet' is unknown; use cirr, demo")
     assert_one_line(run(*fit, "--preset", "demo", "--backbone", "RN99"), "backbone 'RN99' is unknown")
     assert_one_line(run(*fit, "--preset", "demo", "--set", "stage2.epoch=1"), "'stage2.epoch=1' isn't")
     assert_one_line(run("fit", "--out", out, "--preset", "demo", "--dataset", tmp_path / "no"), "is no folder")

@@ -13,10 +13,20 @@ import torch
 from dra_runtime.errors import UsageError
 from dra_train.backbones import model_config, untrained_model
 from dra_train.checkpoint import load_checkpoint
-from dra_train.data import load_cirr
-from dra_train.fit import Temperatures, composition_loss, fit, make_triplets, warm_up_loss
+from dra_train.data import Dataset, load_cirr
+from dra_train.feature_cache import Request, live_outputs
+from dra_train.fit import fit
 from dra_train.model import DRA
 from dra_train.settings import FitSettings
+from dra_train.stages import (
+    Inputs,
+    Temperatures,
+    composition_features,
+    composition_losses,
+    gallery_candidates,
+    warm_up_features,
+)
+from dra_train.triplets import Batch, Triplets, make_triplets
 
 Folder = Any
 Settings = Callable[..., FitSettings]
@@ -29,6 +39,14 @@ def weights(model: DRA) -> dict[str, torch.Tensor]:
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> dict[str, bool]:
     assert a.keys() == b.keys()
     return {name: torch.equal(a[name], b[name]) for name in a}
+
+
+def triplets_of(model: DRA, data: Dataset) -> Triplets:
+    return make_triplets(model, data, live_outputs(model, Request(data.images, "images")))
+
+
+def everything(triplets: Triplets) -> Batch:
+    return triplets.batch(torch.arange(len(triplets)), triplets.texts[:, 0])
 
 
 def test_same_seed_gives_the_same_weights_and_another_gives_others(
@@ -70,7 +88,7 @@ def test_each_stage_trains_only_its_parts(
     start = weights(untrained_model(model_config(**tiny_settings().model), seed=0))
 
     def changed(*overrides: str) -> set[str]:
-        unchanged = same(start, weights(fit(tiny_settings(*overrides), data, tmp_path)))
+        unchanged = same(start, weights(fit(tiny_settings(*overrides), data, tmp_path, overwrite=True)))
         return {name.split(".")[0] for name, kept in unchanged.items() if not kept}
 
     assert changed("stage2.epochs=0") == {"text"}
@@ -135,13 +153,15 @@ def test_composition_loss_is_the_mean_of_its_views_plus_the_weighted_implicit_lo
 ) -> None:
     data = load_cirr(cirr_folder().root, "train")
     model = untrained_model(model_config("tiny-resnet"), seed=0)
-    triplets = make_triplets(model, data)
-    batch = torch.arange(10)
-    temperatures = Temperatures(20.0)
+    triplets = triplets_of(model, data)
+    batch = everything(triplets).take(torch.arange(10))
 
     def parts(*overrides: str) -> dict[str, float]:
-        loss = tiny_settings("loss.feature_noise=0", *overrides).loss
-        return {k: v.item() for k, v in composition_loss(model, triplets, batch, loss, temperatures).items()}
+        settings = tiny_settings("loss.feature_noise=0", *overrides).loss
+        inputs = Inputs(model, triplets, settings)
+        features, gallery = composition_features(inputs, batch), gallery_candidates(inputs)
+        losses = composition_losses(features, batch, gallery, settings, Temperatures(20.0))
+        return {k: v.item() for k, v in losses.parts.items()}
 
     plain, compensated, both = (parts(f"loss.views={v}")["explicit"] for v in ("plain", "compensated", "both"))
     assert both == pytest.approx((plain + compensated) / 2, rel=1e-5)
@@ -156,14 +176,15 @@ def test_feature_noise_is_in_standard_deviations_of_each_feature(
 ) -> None:
     data = load_cirr(cirr_folder().root, "train")
     model = untrained_model(model_config("tiny-resnet"), seed=0)
-    triplets = make_triplets(model, data)
+    triplets = triplets_of(model, data)
     torch.testing.assert_close(triplets.spread, triplets.images.pooled.std(dim=0))
     seen: list[torch.Tensor] = []
     model.project_image = lambda pooled: (seen.append(pooled), pooled)[1]  # type: ignore[method-assign]
     for noise in (0, 0.5):
-        loss = tiny_settings(f"loss.feature_noise={noise}", "loss.negatives=gallery").loss
+        inputs = Inputs(model, triplets, tiny_settings(f"loss.feature_noise={noise}", "loss.negatives=gallery").loss)
         for _ in range(200):
-            warm_up_loss(model, triplets, torch.arange(2), loss, Temperatures(20.0))
+            gallery_candidates(inputs)
+            warm_up_features(inputs, everything(triplets).take(slice(2)))
     clean = triplets.images.pooled
     galleries = [pooled for pooled in seen if len(pooled) == len(clean)]
     assert all(torch.equal(gallery, clean) for gallery in galleries[:200])
@@ -180,20 +201,24 @@ def test_triplets_keep_the_end_of_every_text(cirr_folder: Callable[..., Folder])
     entries[1]["caption"] = "make it red !%!"
     folder.captions("train").write_text(json.dumps(entries[:2]))
     model = untrained_model(model_config("tiny-resnet"))
-    triplets = make_triplets(model, load_cirr(folder.root, "train"))
-    assert triplets.tokens[0].tolist() == [49406, 1078, 585, 736, 0, 35070, 49407]
-    assert triplets.length.tolist() == [7, 7]
-    assert triplets.text_id.tolist() == [0, 0]
+    triplets = triplets_of(model, load_cirr(folder.root, "train"))
+    assert triplets.tokens.tolist() == [[49406, 1078, 585, 736, 0, 35070, 49407]]
+    assert triplets.length.tolist() == [7]
+    assert triplets.texts.tolist() == [[0], [0]]
 
 
 def test_triplets_hold_the_frozen_features_of_every_image_once(cirr_folder: Callable[..., Folder]) -> None:
     data = load_cirr(cirr_folder().root, "train")
     model = untrained_model(model_config("tiny-resnet"))
-    triplets = make_triplets(model, data)
+    triplets = triplets_of(model, data)
     names = list(data.images)
     assert triplets.images.pooled.shape == (12, 32)
-    assert triplets.images.feature_map.shape == (12, 4, 256)
-    assert triplets.images.feature_map.dtype == torch.float16
+    assert triplets.images.maps is not None
+    maps = triplets.images.maps(torch.tensor([3, 0, 3]))
+    assert maps.shape == (3, 4, 256)
+    assert maps.dtype == torch.float16
+    assert torch.equal(maps[0], maps[2])
+    assert not torch.equal(maps[0], maps[1])
     assert [names[i] for i in triplets.reference.tolist()] == [q.reference for q in data.queries]
     assert [names[i] for i in triplets.target.tolist()] == [q.target for q in data.queries]
     assert not triplets.images.pooled.is_inference()

@@ -69,15 +69,15 @@ def test_equal_texts_are_no_wrong_answers_for_one_another() -> None:
 
 def test_repeated_targets_become_one_candidate() -> None:
     target = torch.tensor([9, 4, 9, 7, 4])
-    distinct, index = unique_candidates(target)
-    assert distinct.tolist() == [4, 7, 9]
-    assert distinct[index].tolist() == target.tolist()
+    index, first = unique_candidates(target)
+    assert first.tolist() == [1, 3, 0]  # of 4, 7 and 9
+    assert target[first][index].tolist() == target.tolist()
 
 
 def test_repeated_target_is_no_wrong_answer_for_itself() -> None:
     """With every candidate once, a batch of one target leaves nothing to get wrong."""
     target = torch.tensor([2, 2, 2])
     gallery = torch.eye(4)
-    distinct, index = unique_candidates(target)
-    loss = explicit_loss(gallery[target], gallery[distinct], index, torch.tensor(100.0))
+    index, first = unique_candidates(target)
+    loss = explicit_loss(gallery[target], gallery[target[first]], index, torch.tensor(100.0))
     assert loss.item() == 0.0

@@ -85,7 +85,7 @@ def test_settings_that_cannot_be_are_one_line(override: str, message: str) -> No
     ("text", "message"),
     [
         ("dataset = ", "can't be read as TOML"),
-        ("dataset = 'builtin'", "a setting is missing or unknown: 'loss'"),
+        ("dataset = 'builtin'", "a setting is missing or unknown: missing 5 .*'loss'"),
     ],
 )
 def test_settings_files_that_are_none(tmp_path: Path, text: str, message: str) -> None:

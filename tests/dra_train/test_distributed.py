@@ -1,0 +1,94 @@
+"""Two real processes against one: the same global batch gives the same losses and the same weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dra_train.checkpoint import load_checkpoint
+from dra_train.data import load_cirr
+from dra_train.fit import fit
+from dra_train.settings import load_settings
+from dra_train.workers import Workers
+
+Folder = Any
+# 24 triplets in batches of 9: the last one has 6, and shares of 5 and 4 rows aren't equal
+SETTINGS = (
+    "model.backbone=tiny-resnet",
+    "model.dropout=0.0",
+    "loss.feature_noise=0",
+    "stage1.batch_size=9",
+    "stage2.batch_size=9",
+    "stage1.epochs=2",
+    "stage2.epochs=3",
+    "validation.split=val",
+    "validation.metric=R@1",
+)
+
+
+def alone(root: Path, out: Path, *more: str) -> None:
+    settings = load_settings("demo", (*SETTINGS, *more))
+    fit(settings, load_cirr(root, "train"), out, validation=[load_cirr(root, "val")])
+
+
+def run(data: Path, out: Path, *more: str, launcher: str = "torchrun") -> subprocess.CompletedProcess[str]:
+    overrides = [word for setting in (*SETTINGS, *more) for word in ("--set", setting)]
+    words = ["fit", "--preset", "demo", "--dataset", str(data), "--out", str(out), "--threads", "1", *overrides]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch = {"torchrun": [*torchrun, "-m"], "accelerate": [*accelerate, "--main_process_port", "0", "-m"]}[launcher]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*launch, "dra_train", *words], env=environment, capture_output=True, text=True, timeout=120)
+
+
+def losses(out: Path) -> list[float]:
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [value for entry in entries for value in entry["losses"].values()]
+
+
+def assert_same(one: Path, two: Path) -> None:
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    first, second = (load_checkpoint(out / "ckpt.pt").model.state_dict() for out in (one, two))
+    for name, tensor in first.items():
+        if name.endswith(("in_proj_bias", ".k.bias")):
+            continue  # softmax ignores a key's bias: its gradient is rounding alone, which Adam makes as large as any
+        torch.testing.assert_close(second[name], tensor, rtol=1e-5, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("negatives", ["batch", pytest.param("gallery", marks=pytest.mark.slow)])
+def test_two_processes_equal_one(cirr_folder: Callable[..., Folder], tmp_path: Path, negatives: str) -> None:
+    root, more = cirr_folder().root, (f"loss.negatives={negatives}", "stage2.accumulate=2")
+    done = run(root, tmp_path / "two", *more)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("training on 24 triplets") == 1  # one of them speaks
+    assert done.stdout.count("written after") == 1
+    alone(root, tmp_path / "one", *more)
+    assert_same(tmp_path / "one", tmp_path / "two")
+    assert load_checkpoint(tmp_path / "two" / "ckpt.pt").provenance["processes"] == 2
+
+
+@pytest.mark.slow
+def test_accelerate_launches_them_too(cirr_folder: Callable[..., Folder], tmp_path: Path) -> None:
+    root = cirr_folder().root
+    done = run(root, tmp_path / "two", launcher="accelerate")
+    assert done.returncode == 0, done.stderr
+    alone(root, tmp_path / "one")
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+def test_shares_cover_every_batch() -> None:
+    for count in (1, 2, 3, 5):
+        for rows in range(1, 17):
+            shares = [Workers(torch.device("cpu"), rank, count).share(rows) for rank in range(count)]
+            assert len({length for _, length in shares}) == 1
+            covered = [row for start, length in shares for row in range(start, start + length)]
+            assert covered[:rows] == list(range(rows))
+            assert len(covered) - rows < count
