@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dra_runtime.errors import CheckpointError, ImageError
 from dra_train.data import Dataset, require_targets, unreadable_error
-from dra_train.features import image_features, text_features
+from dra_train.features import device_of, image_features, text_features
 from dra_train.metrics import (
     Columns,
     Ranks,
@@ -137,7 +137,7 @@ def encode(model: DRA, dataset: Dataset) -> Encoded:
     """Encode a split's gallery and queries in float32; they end up on the CPU, batch by batch."""
     names = list(dataset.images)
     column = {name: i for i, name in enumerate(names)}
-    device = next(model.parameters()).device
+    device = device_of(model)
     with evaluation_mode(model):
         try:
             raw = image_features(model, list(dataset.images.values()), f"images of {dataset.split}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from dra_runtime.console import progress
 from dra_runtime.errors import DatasetError, ImageError
 from dra_runtime.preprocess import open_image
+from dra_runtime.threads import available_threads
 from dra_train.data.types import Dataset
 
 SHOWN = 10  #: names that an error or a result lists of many
@@ -52,7 +53,7 @@ def open_all(images: Mapping[str, Path], label: str = "opening images") -> dict[
     """Open and decode every image, several at a time, under a progress bar."""
     result: dict[str, Opened] = {}
     names = list(images)
-    workers = min(32, (os.cpu_count() or 1) + 2)
+    workers = available_threads() + 2  # some of them wait for the disk
     # In pieces: a pool that is given everything at once would hold 100,000 futures.
     with ThreadPoolExecutor(workers) as pool, progress(len(names), label) as advance:
         for start in range(0, len(names), workers * AHEAD):

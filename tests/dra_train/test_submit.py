@@ -57,6 +57,7 @@ def test_cirr_files_hold_the_best_names_without_the_reference(tiny_checkpoint: P
 
 def test_circo_file_holds_ids_as_numbers(tiny_checkpoint: Path, tmp_path: Path) -> None:
     root = circo(tmp_path / "circo")
+    (tmp_path / "out").mkdir()  # an empty folder may be there
     result = run(tiny_checkpoint, "--dataset", root, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["circo_test.json"]
