@@ -10,7 +10,8 @@ The method is the paper's (arXiv 2309.02169) as far as its abstract and its auth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ from dra_runtime.preprocess import Preprocess
 from dra_train.vocabulary import END_TOKEN
 
 COMPOSITORS = ("combiner", "sum")
+IMAGE_STAGES = ("last", "all")
 
 _NOT_CLIPS_TEXT = "the text tower must be CLIP's: causal, pooled at the end-of-text token, projected"
 
@@ -38,6 +40,7 @@ class DRAConfig:
     clip: Mapping[str, Any]  #: an open_clip model config: embed_dim, vision_cfg, text_cfg, optionally quick_gelu
     preprocess: Preprocess
     backbone: str = "custom"  #: the config's name, for people
+    image_stages: str = "last"  #: a CNN's image feature: of its "last" stage, or of "all": see `StageProjection`
     tac_layers: int = 4  #: how often the reference attends; 0 leaves the vision compositor out
     tac_heads: int = 1
     share_layers: bool = True  #: one set of attention weights for all layers of a stream
@@ -53,6 +56,8 @@ class DRAConfig:
             raise CheckpointError(f"augmentation {self.augmentation!r} is unknown; use 'sum' or 'scaled'")
         if self.compositor not in COMPOSITORS:
             raise CheckpointError(f"compositor {self.compositor!r} is unknown; use {' or '.join(COMPOSITORS)}")
+        if self.image_stages not in IMAGE_STAGES:
+            raise CheckpointError(f"image_stages {self.image_stages!r} is unknown; use {' or '.join(IMAGE_STAGES)}")
         if self.tac_layers < 0 or self.tac_heads < 1 or self.dim % self.tac_heads:
             raise CheckpointError(
                 f"{self.tac_layers} TAC layers with {self.tac_heads} heads don't fit width {self.dim}"
@@ -174,11 +179,47 @@ class FeatureSum(nn.Module):
         return F.normalize(image_features + text_features, dim=-1)
 
 
+class StageProjection(nn.Module):
+    """Adds to an image feature what the stages below the last saw: each channel's mean and standard deviation.
+
+    Colour and texture live there; the last stage of a classifier is trained to ignore them, and a text may ask for
+    just that ("in red", "with darker skin"). This project's addition to DRA. The mean and spread of Gatys et al.
+    (CVPR 2016) and of instance normalisation, here as input of one linear layer.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        # Deep and shallow stages differ by orders of magnitude: the training images set these, see `standardize`.
+        self.register_buffer("mean", torch.zeros(2 * channels))
+        self.register_buffer("spread", torch.ones(2 * channels))
+        self.linear = nn.Linear(2 * channels, dim, bias=False)
+        nn.init.normal_(self.linear.weight, std=(2 * channels) ** -0.5)
+
+    def forward(self, statistics: Tensor) -> Tensor:
+        """Project (N, 2 * channels) statistics to (N, D)."""
+        return self.linear((statistics - self.mean) / self.spread)  # type: ignore[no-any-return]
+
+    def split(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut a trunk's ``pooled`` (N, P) into what the tower's head takes and the statistics."""
+        width = self.mean.shape[0]
+        return pooled[:, :-width], pooled[:, -width:]
+
+    def standardize(self, statistics: Tensor) -> None:
+        """Make the projection see these (M, 2 * channels) of M images as zero mean and unit spread, once for all."""
+        if self.mean.any():  # a model that was trained before keeps what its weights were trained with
+            return
+        self.mean.copy_(statistics.mean(dim=0))
+        self.spread.copy_(statistics.std(dim=0) + 1e-6)
+
+
 @dataclass(frozen=True)
 class FrozenFeatures:
     """What a frozen image tower gives, before anything that is trained: safe to compute once and keep."""
 
-    pooled: Tensor = field(repr=False)  #: (N, P), what the tower's head takes
+    pooled: Tensor = field(repr=False)  #: (N, P), what the tower's head takes, then the stages' statistics if used
     feature_map: Tensor = field(repr=False)  #: (N, T, C), local features as tokens
 
 
@@ -202,6 +243,9 @@ class DRA(nn.Module):
                 config.dropout,
             )
         )
+        self.stage_projection: StageProjection | None = None
+        if config.image_stages == "all":
+            self.stage_projection = StageProjection(_stage_channels(self.visual), config.dim)
         if config.tac_layers:
             self.token_projection = nn.Linear(map_channels(self.visual), config.dim)
             self.tac = TwinAttentionCompositor(
@@ -220,33 +264,27 @@ class DRA(nn.Module):
 
     def image_trunk(self, image: Tensor) -> FrozenFeatures:
         """Run the part of the image tower that training freezes on ``image`` (N, 3, S, S)."""
-        visual = self.visual
-        if isinstance(visual, TimmModel):
-            last = visual.trunk.forward_features(image)
-            pooled = visual.trunk.forward_head(last)
-            if last.ndim == 3:  # (N, prefix + T, C) from a transformer; class and register tokens stand in front
-                tokens = last[:, getattr(visual.trunk, "num_prefix_tokens", 0) :]
-            elif getattr(visual.trunk, "output_fmt", "NCHW") == "NHWC":  # Swin and its kin
-                tokens = last.flatten(1, 2)
-            else:
-                tokens = last.flatten(2).transpose(1, 2)
-        elif isinstance(visual, ModifiedResNet):
-            last = visual.stem(image)
-            for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
-                last = layer(last)
-            pooled = visual.attnpool(last)  # (N, D)
-            # flatten, then transpose: a plain view of NCHW as (N, T, C) would mix channels with positions.
-            tokens = last.flatten(2).transpose(1, 2)
-        else:
-            assert isinstance(visual, VisionTransformer)
-            # open_clip drops the class token, and norms and pools as the config says. The last norm tames the few
-            # channels in which a ViT's residual stream is hundreds of times larger than in all others.
-            pooled, tokens = visual._pool(visual.transformer(visual._embeds(image)))
-            pooled = pooled @ visual.proj
-        return FrozenFeatures(pooled, tokens)
+        if self.stage_projection is None:
+            return _last_stage(self.visual, image)
+        with _recorded(_stage_modules(self.visual)) as maps:
+            last = _last_stage(self.visual, image)
+        flat = [m.flatten(2) for m in maps]  # (N, channels of the stage, positions)
+        statistics = [*(m.mean(dim=-1) for m in flat), *(m.var(dim=-1, correction=0).sqrt() for m in flat)]
+        return FrozenFeatures(torch.cat([last.pooled, *statistics], dim=-1), last.feature_map)
 
     def project_image(self, pooled: Tensor) -> Tensor:
         """Turn a trunk's ``pooled`` (N, P) into raw image_features (N, D)."""
+        if self.stage_projection is None:
+            return self._head(pooled)
+        last, statistics = self.stage_projection.split(pooled)
+        return self._head(last) + self.stage_projection(statistics)  # type: ignore[no-any-return]
+
+    def standardize(self, pooled: Tensor) -> None:
+        """Scale the stages' statistics in ``pooled`` (M, P) of the training images, where the model uses them."""
+        if self.stage_projection is not None:
+            self.stage_projection.standardize(self.stage_projection.split(pooled)[1])
+
+    def _head(self, pooled: Tensor) -> Tensor:
         return self.visual.head(pooled) if isinstance(self.visual, TimmModel) else pooled
 
     def project_tokens(self, feature_map: Tensor) -> Tensor:
@@ -286,6 +324,75 @@ class DRA(nn.Module):
     def compose(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Compose raw features (N, D) each into queries (N, D) of unit length."""
         return self.combiner(image_features, text_features)  # type: ignore[no-any-return]
+
+
+def _last_stage(visual: nn.Module, image: Tensor) -> FrozenFeatures:
+    """Run an image tower on ``image`` (N, 3, S, S): its pooled feature, and its last feature map as tokens."""
+    if isinstance(visual, TimmModel):
+        last = visual.trunk.forward_features(image)
+        pooled = visual.trunk.forward_head(last)
+        if last.ndim == 3:  # (N, prefix + T, C) from a transformer; class and register tokens stand in front
+            tokens = last[:, getattr(visual.trunk, "num_prefix_tokens", 0) :]
+        elif getattr(visual.trunk, "output_fmt", "NCHW") == "NHWC":  # Swin and its kin
+            tokens = last.flatten(1, 2)
+        else:
+            tokens = last.flatten(2).transpose(1, 2)
+    elif isinstance(visual, ModifiedResNet):
+        last = visual.stem(image)
+        for layer in _stage_modules(visual):
+            last = layer(last)
+        pooled = visual.attnpool(last)  # (N, D)
+        # flatten, then transpose: a plain view of NCHW as (N, T, C) would mix channels with positions.
+        tokens = last.flatten(2).transpose(1, 2)
+    else:
+        assert isinstance(visual, VisionTransformer)
+        # open_clip drops the class token, and norms and pools as the config says. The last norm tames the few
+        # channels in which a ViT's residual stream is hundreds of times larger than in all others.
+        pooled, tokens = visual._pool(visual.transformer(visual._embeds(image)))
+        pooled = pooled @ visual.proj
+    return FrozenFeatures(pooled, tokens)
+
+
+def _stage_modules(visual: nn.Module) -> list[nn.Module]:
+    """Return the stages of a CNN, each a module that gives a feature map (N, C, H, W)."""
+    trunk = visual.trunk if isinstance(visual, TimmModel) else visual
+    for name in ("blocks", "stages"):  # EfficientNet and MobileNet; ConvNeXt and RegNet
+        stages = getattr(trunk, name, None)
+        token_based = hasattr(trunk, "num_prefix_tokens") or getattr(trunk, "output_fmt", "NCHW") != "NCHW"
+        if isinstance(stages, nn.Sequential) and not token_based:  # a ViT has blocks too
+            return list(stages)
+    if all(hasattr(trunk, f"layer{i}") for i in (1, 2, 3, 4)):  # ResNets
+        return [getattr(trunk, f"layer{i}") for i in (1, 2, 3, 4)]
+    raise CheckpointError(
+        f"image_stages 'all' needs a CNN with stages, and {type(trunk).__name__} has none that are known; use 'last'"
+    )
+
+
+def _stage_channels(visual: nn.Module) -> int:
+    """Return the channels of all stages of a CNN, counted on a small blank picture."""
+    training = visual.training
+    visual.eval()
+    with torch.no_grad(), _recorded(_stage_modules(visual)) as maps:
+        blank = torch.zeros(1, 3, 64, 64)
+        if isinstance(visual, TimmModel):
+            visual.trunk.forward_features(blank)
+        else:
+            assert isinstance(visual, ModifiedResNet)
+            nn.Sequential(*_stage_modules(visual))(visual.stem(blank))
+    visual.train(training)
+    return sum(m.shape[1] for m in maps)
+
+
+@contextmanager
+def _recorded(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect what ``modules`` return while the context lasts, in the order of their calls."""
+    outputs: list[Tensor] = []
+    hooks = [m.register_forward_hook(lambda _module, _inputs, output: outputs.append(output)) for m in modules]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def map_channels(visual: nn.Module) -> int:

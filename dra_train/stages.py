@@ -181,7 +181,10 @@ def trained_parameters(model: DRA, parts: tuple[str, ...]) -> list[nn.Parameter]
     """Return the parameters of the named parts, and freeze all others."""
     modules: dict[str, list[nn.Module]] = {
         "text": [model.text],
-        "image_head": [model.visual.head] if hasattr(model.visual, "trunk") else [],
+        "image_head": [
+            *([model.visual.head] if hasattr(model.visual, "trunk") else []),
+            *([model.stage_projection] if model.stage_projection is not None else []),
+        ],
         "combiner": [model.combiner],
         "tac": [model.tac, model.token_projection] if model.has_tac else [],
     }
