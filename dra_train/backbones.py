@@ -142,7 +142,7 @@ def _timm_problem(name: str, size: int) -> str:
     marked = hasattr(visual.trunk, "num_prefix_tokens") or math.isqrt(patches) ** 2 == patches
     if patches < 2 or not marked or last.shape[2] != channels:
         return (
-            f"its {last.shape[1]} tokens of width {last.shape[2]} aren't one a patch, with class tokens that it marks"
+            f"its {last.shape[1]} tokens of width {last.shape[2]} aren't one a patch, plus class tokens that it counts"
         )
     return ""
 

@@ -6,6 +6,7 @@ Nothing in a file is run: pickles are read with ``weights_only=True``, TorchScri
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,8 @@ def read_weights(path: Path) -> StoredWeights:
         raise CheckpointError(f"{path} is in Hugging Face transformers' layout; give the same model's open_clip file")
     if all(name in tensors for name in _OPENAI_SIZES):
         quick_gelu, source = True, f"OpenAI's CLIP, {source}"
+    elif quick_gelu is None:
+        quick_gelu = _quick_gelu_beside(path)
     if "token_embedding.weight" in tensors:  # CLIP's layout: the text tower stands at the top
         tensors = {f"text.{name}" if name.startswith(_TEXT) else name: value for name, value in tensors.items()}
     derived = (*_OPENAI_SIZES, "logit_scale", "logit_bias")
@@ -106,6 +109,17 @@ def sha256_of(path: Path) -> str:
     """Return a file's SHA-256 (hex)."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _quick_gelu_beside(path: Path) -> bool | None:
+    """Ask the configuration that comes beside open_clip's weights when they are downloaded; None if there is none."""
+    config = path.with_name("open_clip_config.json")
+    if not path.name.startswith("open_clip_") or not config.is_file():  # another file's weights may lie here as well
+        return None
+    try:
+        return bool(json.loads(config.read_text(encoding="utf-8"))["model_cfg"].get("quick_gelu", False))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def _own_weights(path: Path, content: Mapping[str, Any]) -> StoredWeights:

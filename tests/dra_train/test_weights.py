@@ -115,6 +115,25 @@ def test_a_file_that_does_not_tell_its_activation_says_so(written: Callable[[str
     assert "-quickgelu" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "config", "quick", "said"),
+    [
+        ("open_clip_model.safetensors", '{"model_cfg": {"quick_gelu": true}}', True, "with QuickGELU, as they were"),
+        ("open_clip_model.safetensors", '{"model_cfg": {"embed_dim": 32}}', False, "with GELU, as they were trained"),
+        ("open_clip_model.safetensors", '{"model_cfg": [', False, "the file doesn't tell"),
+        ("another.safetensors", '{"model_cfg": {"quick_gelu": true}}', False, "the file doesn't tell"),
+    ],
+)
+def test_the_configuration_beside_open_clips_weights_tells_the_activation(
+    name: str, config: str, quick: bool, said: str, tmp_path: Path, written: Callable[[str, str], Path]
+) -> None:
+    path = Path(shutil.copy(written("safetensors", "vit"), tmp_path / name))
+    path.with_name("open_clip_config.json").write_text(config)
+    model = DRA(clip_config("vit"))
+    assert said in load_weights(model, path)
+    assert bool(model.config.clip.get("quick_gelu")) == quick
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:FutureWarning")
 @pytest.mark.parametrize("tower", TOWERS)
 def test_torchscript_is_read_without_running_it(
