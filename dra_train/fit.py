@@ -164,8 +164,7 @@ def fit(
             if log:
                 log.close()
         team.wait()
-        last = state.best.get("last", True)
-        return model.cpu().eval() if last else load_checkpoint(out / CHECKPOINT).model
+        return load_checkpoint(out / CHECKPOINT).model if state.best else model.cpu().eval()
 
 
 def run_identity(
