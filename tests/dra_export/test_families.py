@@ -31,6 +31,7 @@ def quick(model: DRA) -> DRA:
 
 FAMILIES = {
     "resnet": lambda: untrained_model(model_config("tiny-resnet"), seed=3),
+    "resnet, all stages": lambda: untrained_model(model_config("tiny-resnet", image_stages="all"), seed=3),
     "vit": lambda: untrained_model(model_config("tiny-vit"), seed=3),
     "vit, QuickGELU": lambda: quick(untrained_model(model_config("tiny-vit"), seed=3)),
     "timm cnn": lambda: timm_model("test_efficientnet"),
@@ -38,7 +39,7 @@ FAMILIES = {
     "timm convnext": lambda: timm_model("test_convnext"),
     "timm swin": lambda: untrained_model(model_config("timm/swin_tiny_patch4_window7_224", tac_layers=1), seed=3),
 }
-FAST = ("vit, QuickGELU", "timm cnn", "timm vit")  # the others' graphs are in tiny_bundle, or the same operators
+FAST = ("resnet, all stages", "vit, QuickGELU", "timm cnn", "timm vit")  # the others' graphs are in tiny_bundle, or the same operators
 
 
 def graph_of(model: DRA, name: str) -> Graph:
