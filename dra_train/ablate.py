@@ -40,14 +40,14 @@ from dra_train.train_state import load_state, save_state
 from dra_train.triplets import fingerprint
 
 RESULT, LOG = "result.json", "log.jsonl"
-OF_STAGE_2 = ("views", "implicit_weight")  #: loss settings that stage 1 doesn't read; a new one counts until it is here
+#: Settings that stage 1 doesn't read. Any other counts as read, new ones too: sharing too little is only slower.
+LOSS_OF_STAGE_2 = ("views", "implicit_weight")
+MODEL_OF_STAGE_2 = (
+    *("tac_layers", "tac_heads", "share_layers", "share_streams", "augmentation"),
+    *("compositor", "combiner_projection", "combiner_hidden", "dropout"),
+)
+PARTS_OF_STAGE_2 = {"combiner": ("combiner.",), "tac": ("tac.", "token_projection.")}  #: prefixes of their weights
 PAIRS = 256  #: related at once
-PREFIXES = {  #: of the weights that belong to a part of the model
-    "text": ("text.",),
-    "image_head": ("visual.head.",),
-    "combiner": ("combiner.",),
-    "tac": ("tac.", "token_projection."),
-}
 HITS = {"cirr": 1, "jsonl": 1, "fashioniq": 10, "circo": 5}  #: K of the recall whose hits are compared query by query
 
 
@@ -110,22 +110,17 @@ def resolve(preset: str, overrides: Sequence[str], only: Sequence[str] = ()) -> 
 def stage1_key(settings: FitSettings, dataset: Dataset, validation: Sequence[Dataset], seed: int) -> str:
     """Hash everything that stage 1 depends on."""
     model = untrained_model(model_config(**settings.model), seed)
-    modules = {
-        "visual": [model.visual],
-        "text": [model.text],
-        "combiner": [model.combiner],
-        "tac": [model.tac, model.token_projection] if model.has_tac else [],
-    }
-    read = {"visual", "text", *(settings.stage1.train if not validation else modules)} & modules.keys()
+    early = bool(PARTS_OF_STAGE_2.keys() & set(settings.stage1.train))
+    unread = _of_stage_2(settings) if not validation else ()
     digest = hashlib.sha256()
-    for part in sorted(read):
-        for module in modules[part]:
-            for name, tensor in module.state_dict().items():
-                digest.update(f"{part}.{name}".encode())
-                digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    loss = {name: value for name, value in asdict(settings.loss).items() if name not in OF_STAGE_2}
+    for name, tensor in model.state_dict().items():
+        if not name.startswith(unread):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    loss = {name: value for name, value in asdict(settings.loss).items() if name not in LOSS_OF_STAGE_2}
     facts = {
         "stage1": asdict(settings.stage1),
+        "model": {name: value for name, value in settings.model.items() if early or name not in MODEL_OF_STAGE_2},
         "loss": loss,
         "run": {"precision": settings.run.precision, "device": settings.run.device},
         "preprocess": model.config.preprocess.to_dict(),
@@ -136,6 +131,12 @@ def stage1_key(settings: FitSettings, dataset: Dataset, validation: Sequence[Dat
     }
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()[:16]
+
+
+def _of_stage_2(settings: FitSettings) -> tuple[str, ...]:
+    """Return the prefixes of the weights that stage 1 neither reads nor changes."""
+    parts = {part: names for part, names in PARTS_OF_STAGE_2.items() if part not in settings.stage1.train}
+    return tuple(name for names in parts.values() for name in names)
 
 
 def make_task(
@@ -191,8 +192,7 @@ def task_identity(task: Task) -> dict[str, Any]:
 def branch(task: Task) -> None:
     """Put the end of stage 1 into the task's own folder, as if its run had just come there.
 
-    Only what stage 1 trains is taken; all other weights are the variant's own initial ones, which stage 1 doesn't
-    change.
+    Combiner and TAC stay the variant's own initial ones, which stage 1 doesn't change unless it trains them.
     """
     task.folder.mkdir(parents=True, exist_ok=True)
     for name in (LOG, CHECKPOINT):
@@ -200,8 +200,8 @@ def branch(task: Task) -> None:
         if (task.stage1 / name).exists():
             shutil.copyfile(task.stage1 / name, task.folder / name)
     state = load_state(task.stage1 / STATE)
-    taken = tuple(prefix for part in task.settings.stage1.train for prefix in PREFIXES[part])
-    weights = {name: tensor for name, tensor in state.model.items() if name.startswith(taken)}
+    untouched = _of_stage_2(task.settings)
+    weights = {name: tensor for name, tensor in state.model.items() if not name.startswith(untouched)}
     save_state(task.folder / STATE, replace(state, identity=task_identity(task), model=weights))
 
 

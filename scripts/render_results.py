@@ -15,6 +15,7 @@ from typing import Any
 from dra_bench.figures import cosine, percent
 from dra_bench.latency import ratios_table, rows_table
 from dra_runtime.console import table
+from dra_train.ablation_table import study_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- results: made by scripts/render_results.py -->", "<!-- /results -->"
@@ -110,7 +111,13 @@ def results_page(results: dict[str, Any], machine: str) -> str:
             ratios_table(result["ratios"]),
             f"`{result['environment']['command']}`; other programs used {others:.0f} % of the CPUs meanwhile.",
         ]
+    parts += ablations(results)
     return "\n\n".join(parts) + "\n"
+
+
+def ablations(results: dict[str, Any]) -> list[str]:
+    """Return the section on variants of the method, where `dra-train ablate` has written ablation.json."""
+    return ["## Ablations", study_markdown(results["ablation"])] if "ablation" in results else []
 
 
 def where(results: dict[str, Any]) -> str:
