@@ -61,8 +61,12 @@ def save_torch(path: Path, content: Mapping[str, Any]) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise CheckpointError(f"{path} can't be written: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be written: {error.strerror or error}; check the folder") from error
+    except RuntimeError as error:  # torch's own words for a disk that takes only part of a file
+        full = "the disk is full; free some space (an older file there is whole)"
+        reason = full if "unexpected pos" in str(error) else str(error).split("\n")[0]
+        raise CheckpointError(f"{path} can't be written: {reason}") from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

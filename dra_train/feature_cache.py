@@ -183,6 +183,7 @@ def _build(model: DRA, request: Request, target: Path) -> dict[str, Any]:
             meta = {"format": "dra-features", "version": VERSION, **shapes}
             (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
             shutil.rmtree(target, ignore_errors=True)  # a damaged one
+            temporary.chmod(0o755)  # other users may share the cache
             temporary.replace(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

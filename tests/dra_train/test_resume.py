@@ -16,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import dra_train.fit
 from dra_runtime.errors import CheckpointError, UsageError
 from dra_train.checkpoint import load_checkpoint
 from dra_train.cli import main
@@ -78,39 +79,34 @@ def test_killed_process_goes_on_where_it_stood(cirr_folder: Callable[..., Folder
     assert_same_run(out, tmp_path / "straight")
 
 
-@pytest.mark.parametrize("steps", [2, 3, 6, 8])
 def test_every_instant_can_be_gone_on_from(
-    cirr_folder: Callable[..., Folder],
-    tiny_settings: Settings,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    steps: int,
+    cirr_folder: Callable[..., Folder], tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three steps an epoch: stops within an epoch, after one, between the stages; with validation and dropout."""
-    import dra_train.fit
-
     root = cirr_folder().root
     data, validation = load_cirr(root, "train"), [load_cirr(root, "val")]
-    settings = tiny_settings("run.save_minutes=0", "validation.split=val", "validation.metric=R@1")
+    settings = tiny_settings("run.save_minutes=0", "validation.split=val", "validation.metric=R@1", "stage2.epochs=2")
     fit(settings, data, tmp_path / "straight", seed=2, validation=validation)
+    real = dra_train.fit.train_step
+    for steps in (2, 3, 6, 8):
+        taken: list[int] = []
 
-    real, taken = dra_train.fit.train_step, []
+        def killed(*arguments: Any, steps: int = steps, taken: list[int] = taken) -> Any:
+            if len(taken) == steps:
+                raise KilledError
+            taken.append(1)
+            return real(*arguments)
 
-    def killed(*arguments: Any) -> Any:
-        if len(taken) == steps:
-            raise KilledError
-        taken.append(1)
-        return real(*arguments)
-
-    monkeypatch.setattr(dra_train.fit, "train_step", killed)
-    with pytest.raises(KilledError):
-        fit(settings, data, tmp_path / "killed", seed=2, validation=validation)
-    with (tmp_path / "killed" / "log.jsonl").open("a") as file:
-        file.write('{"half a li')  # what the killed process still wrote
-    monkeypatch.setattr(dra_train.fit, "train_step", real)
-    torch.rand(3)
-    fit(settings, data, tmp_path / "killed", seed=2, validation=validation, resume=True)
-    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+        out = tmp_path / str(steps)
+        monkeypatch.setattr(dra_train.fit, "train_step", killed)
+        with pytest.raises(KilledError):
+            fit(settings, data, out, seed=2, validation=validation)
+        with (out / "log.jsonl").open("a") as file:
+            file.write('{"half a li')  # what the killed process still wrote
+        monkeypatch.setattr(dra_train.fit, "train_step", real)
+        torch.rand(3)
+        fit(settings, data, out, seed=2, validation=validation, resume=True)
+        assert_same_run(tmp_path / "straight", out)
 
 
 def test_another_run_in_the_folder_is_never_touched(
