@@ -165,15 +165,12 @@ def clip_signature(clip: Mapping[str, Any]) -> tuple[Any, ...] | None:
     )
 
 
-def name_of_clip(clip: Mapping[str, Any], quick_gelu: bool = False) -> str | None:
-    """Return the open_clip model whose weights have these shapes; ``quick_gelu`` its variant, where there is one."""
+def name_of_clip(clip: Mapping[str, Any]) -> str | None:
+    """Return the open_clip model whose weights have these shapes; the activation doesn't show in them."""
     wanted = clip_signature(clip)
     names = sorted(open_clip.list_models(), key=lambda name: (len(name), name))  # RN50x4 before RN50x4-quickgelu
     same = (name for name in names if clip_signature(_open_clip_config(name)) == wanted)
-    name = next(same, None) if wanted else None
-    if name and quick_gelu and f"{name}-quickgelu" in names:
-        return f"{name}-quickgelu"
-    return name
+    return next(same, None) if wanted else None
 
 
 @cache

@@ -94,7 +94,7 @@ def _recognised(path: Path, weights: StoredWeights, options: Mapping[str, Any]) 
     clip = clip_from_shapes(weights.tensors)
     if clip is None:
         raise UsageError(f"{path}: its backbone can't be read off its weights; name it with --backbone")
-    if name := name_of_clip(clip, bool(weights.quick_gelu)):
+    if name := name_of_clip(clip):
         return model_config(name, **options)
     return DRAConfig(clip=clip, preprocess=Preprocess(clip["vision_cfg"]["image_size"]), **options)
 

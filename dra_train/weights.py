@@ -120,7 +120,7 @@ def _wrong_architecture(model: DRA, weights: StoredWeights) -> str:
     clip = weights.clip or clip_from_shapes(weights.tensors)
     if clip is None:
         return "" if _is_clip(weights.tensors) else "it holds no CLIP; "
-    name = weights.backbone or name_of_clip(clip)  # without -quickgelu: `fit_weights` sees to that by itself
+    name = weights.backbone or name_of_clip(clip)
     signature = clip_signature(clip)
     if name in (None, "custom", model.config.backbone) or signature == clip_signature(model.config.clip):
         return ""

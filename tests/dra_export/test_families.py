@@ -39,7 +39,12 @@ FAMILIES = {
     "timm convnext": lambda: timm_model("test_convnext"),
     "timm swin": lambda: untrained_model(model_config("timm/swin_tiny_patch4_window7_224", tac_layers=1), seed=3),
 }
-FAST = ("resnet, all stages", "vit, QuickGELU", "timm cnn", "timm vit")  # the others' graphs are in tiny_bundle, or the same operators
+FAST = (
+    "resnet, all stages",
+    "vit, QuickGELU",
+    "timm cnn",
+    "timm vit",
+)  # the others' graphs are in tiny_bundle, or the same operators
 
 
 def graph_of(model: DRA, name: str) -> Graph:

@@ -79,7 +79,10 @@ TIMM = {
 }
 
 
-@pytest.mark.parametrize("name", [*TIMM, pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow)])
+SLOW = ("test_convnext", "test_vit3", "swin_tiny_patch4_window7_224")
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
 def test_timm_towers_give_timms_own_features_and_maps(name: str) -> None:
     model = untrained_model(model_config(f"timm/{name}", tac_layers=1), seed=3)
     trunk = model.visual.trunk
@@ -113,7 +116,7 @@ COUNTS = {
     "timm/mixer_s32_224": (49, 512, 512),  # no tokens but patches, and no count of others
     "timm/maxvit_tiny_rw_224": (49, 512, 512),
 }
-FAST = ("RN50x4", "ViT-B-32", "timm/convnext_tiny", "timm/vit_small_patch16_dinov3", "timm/mixer_s32_224")
+FAST = ("RN50x4", "ViT-B-32", "timm/vit_small_patch16_dinov3")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in COUNTS])
