@@ -144,8 +144,9 @@ def cannot_say(study: Mapping[str, Any]) -> str:
     seeds = len(study["seeds"])
     comparisons = sum(len(v["differences"]) for v in study["variants"])
     said = [
-        f"What it can't say: an interval is over queries, with the {seeds} seed{'s' if seeds > 1 else ''} as they are; "
-        "queries that share a concept aren't independent, so the true ones are wider.",
+        "What it can't say: an interval is over queries and "
+        + (f"takes the {seeds} seeds as they are" if seeds > 1 else "says nothing about other seeds than the one")
+        + "; queries that share a concept aren't independent, so the true ones are wider.",
         f"Of {comparisons} comparisons about {comparisons * (100 - LEVEL) / 100:.1f} would differ by chance alone."
         if comparisons
         else "",
@@ -154,6 +155,8 @@ def cannot_say(study: Mapping[str, Any]) -> str:
         "Everything else, learning rates included, was tuned for the base and stays as it is.",
         f"Backbone {study['settings']['model']['backbone']} on {study['dataset']}: other data may say otherwise.",
     ]
+    if (chosen := study["settings"]["validation"]["split"]) in study["splits"]:
+        said.append(f"The best epoch was chosen on {chosen}, so the recalls there flatter, all variants' alike.")
     if any(v["name"] == "implicit only" for v in study["variants"]):
         said.insert(
             1,

@@ -48,7 +48,9 @@ NAMES = [variant.name for variant in VARIANTS]
 @reading_options
 @click.option("--seeds", default="0,1,2", show_default=True, help="Comma-separated; two or more give a spread.")
 @click.option("--splits", default="val", show_default=True, help="Comma-separated: what is measured.")
-@click.option("--only", multiple=True, metavar="NAME", help="Run this variant beside the base; repeatable.")
+@click.option(
+    "--only", multiple=True, metavar="NAME", help="Run this variant beside the base (see --list); repeatable."
+)
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change the base; repeatable.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time, one thread each.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder of cached image features.")

@@ -37,7 +37,7 @@ def study(variants: dict[str, list[dict[str, Any]]], base: str = "both relations
         "splits": ["val"],
         "seeds": [0, 1, 2],
         "dataset": "emoji_cir",
-        "settings": {"model": {"backbone": "demo"}},
+        "settings": {"model": {"backbone": "demo"}, "validation": {"split": ""}},
         "environment": {"cores": 2, "threads": 1, "torch": "2.14"},
         "command": "dra-train ablate --preset demo",
         "seconds": 600,
@@ -134,6 +134,13 @@ def test_page_of_the_base_alone_compares_nothing() -> None:
     assert "comparisons" not in page
     assert "implicit only" not in page
     assert "distinct texts" not in page
+
+
+def test_a_split_that_chose_the_epochs_is_named() -> None:
+    content = study({"both relations": [run(0, answers(0.5, 0))]})
+    assert "chosen on" not in study_markdown(content)
+    content["settings"]["validation"]["split"] = "val"
+    assert "The best epoch was chosen on val" in study_markdown(content)
 
 
 def test_spread_of_one_seed_is_none() -> None:
