@@ -87,6 +87,15 @@ def test_paired_queries_narrow_the_interval() -> None:
     assert found["interval"][1] - found["interval"][0] < 4
 
 
+def test_interval_is_of_the_mean_over_the_seeds() -> None:
+    """What one seed wins and the next one loses on the same queries is no difference at all."""
+    hits, none = answers(0.3, 1), np.zeros(QUERIES, dtype=bool)
+    found = compare([run(0, hits), run(1, none)], [run(0, none), run(1, hits)], "val")
+    assert found is not None
+    assert found["by_seed"][0] == -found["by_seed"][1] > 20
+    assert found["interval"] == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("by_seed", "low", "high", "expected"),
     [
