@@ -43,7 +43,7 @@ def run(data: Path, out: Path, *more: str, launcher: str = "torchrun") -> subpro
     overrides = [word for setting in (*SETTINGS, *more) for word in ("--set", setting)]
     words = ["fit", "--preset", "demo", "--dataset", str(data), "--out", str(out), "--threads", "1", *overrides]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch = {"torchrun": [*torchrun, "-m"], "accelerate": [*accelerate, "--main_process_port", "0", "-m"]}[launcher]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([*launch, "dra_train", *words], env=environment, capture_output=True, text=True, timeout=120)
@@ -78,8 +78,10 @@ def test_two_processes_equal_one(cirr_folder: Callable[..., Folder], tmp_path: P
 @pytest.mark.slow
 def test_accelerate_launches_them_too(cirr_folder: Callable[..., Folder], tmp_path: Path) -> None:
     root = cirr_folder().root
-    done = run(root, tmp_path / "two", launcher="accelerate")
+    pytest.importorskip("accelerate")
+    done = run(root, tmp_path / "two", launcher="accelerate")  # --multi_gpu: else it starts one process without a GPU
     assert done.returncode == 0, done.stderr
+    assert load_checkpoint(tmp_path / "two" / "ckpt.pt").provenance["processes"] == 2
     alone(root, tmp_path / "one")
     assert_same(tmp_path / "one", tmp_path / "two")
 
