@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from dra_runtime.errors import UsageError
+from dra_runtime.errors import TrainingError, UsageError
 from dra_train.diagnosis import effective_rank
-from dra_train.stages import Features
+from dra_train.stages import Features, Losses
 
 FEATURES = {"query": ("plain", "compensated"), "relation": ("relation",), "image": ("target",), "text": ("text",)}
 ROWS = 512  #: of the features whose effective rank is taken: enough for a width of a few hundred
@@ -58,6 +60,50 @@ class RunLog:
         """Close TensorBoard's file."""
         if self._writer:
             self._writer.close()
+
+
+class Meter:
+    """Adds up what an epoch's entry in the log will average; reading a GPU's numbers is put off until `read`."""
+
+    def __init__(self, sums: dict[str, float], where: str, section: str) -> None:
+        self.sums, self.where, self.section = sums, where, section
+        self.last = math.nan  #: the latest loss that was read
+        self._waiting: list[tuple[dict[str, Tensor], dict[str, float], float]] = []
+
+    def add(self, losses: Losses, norm: Tensor, share: float) -> None:
+        """Take a step's figures; ``share`` is its part of the epoch's triplets."""
+        tensors = {f"losses/{name}": value.detach() for name, value in losses.parts.items()}
+        tensors |= {f"views/{name}": value.detach() for name, value in losses.views.items()}
+        tensors["norm"] = norm.detach()
+        self._waiting.append((tensors, {f"chance/{name}": value for name, value in losses.chance.items()}, share))
+
+    def read(self) -> None:
+        """Add up what waits; TrainingError when a loss isn't finite."""
+        for tensors, numbers, share in self._waiting:
+            values = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+            norm = values.pop("norm")
+            self.last = sum(value for name, value in values.items() if name.startswith("losses/"))
+            if not math.isfinite(self.last):
+                raise TrainingError(
+                    f"{self.where}: the loss is {self.last}, so the run stops and its last checkpoint stays as it was; "
+                    f"lower {self.section}.learning_rate, or set run.precision=fp32 if it was another"
+                )
+            for name, value in (values | numbers).items():
+                self.sums[name] = self.sums.get(name, 0.0) + value * share
+            if math.isfinite(norm):  # fp16 skips a step whose gradients overflow, and scales them less
+                self.sums["grad_norm/mean"] = self.sums.get("grad_norm/mean", 0.0) + norm * share
+                self.sums["grad_norm/max"] = max(self.sums.get("grad_norm/max", 0.0), norm)
+        self._waiting.clear()
+
+    def summary(self) -> dict[str, Any]:
+        """Return the epoch's averages, and the implicit loss's share of the whole."""
+        self.read()
+        nested: dict[str, Any] = {}
+        for name, value in self.sums.items():
+            group, _, key = name.partition("/")
+            nested.setdefault(group, {})[key] = value
+        losses = nested["losses"]
+        return {**nested, "implicit_share": losses.get("implicit", 0.0) / sum(losses.values())}
 
 
 def scalars(entry: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
