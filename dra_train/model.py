@@ -233,6 +233,9 @@ class DRA(nn.Module):
         self.visual, self.text = clip.visual, clip.text
         _check_image_tower(self.visual)
         _check_text_tower(self.text)
+        self.stage_projection: StageProjection | None = None
+        if config.image_stages == "all":
+            self.stage_projection = StageProjection(_stage_channels(self.visual), config.dim)
         self.combiner: nn.Module = (
             FeatureSum()
             if config.compositor == "sum"
@@ -243,9 +246,6 @@ class DRA(nn.Module):
                 config.dropout,
             )
         )
-        self.stage_projection: StageProjection | None = None
-        if config.image_stages == "all":
-            self.stage_projection = StageProjection(_stage_channels(self.visual), config.dim)
         if config.tac_layers:
             self.token_projection = nn.Linear(map_channels(self.visual), config.dim)
             self.tac = TwinAttentionCompositor(
@@ -364,7 +364,8 @@ def _stage_modules(visual: nn.Module) -> list[nn.Module]:
     if all(hasattr(trunk, f"layer{i}") for i in (1, 2, 3, 4)):  # ResNets
         return [getattr(trunk, f"layer{i}") for i in (1, 2, 3, 4)]
     raise CheckpointError(
-        f"image_stages 'all' needs a CNN with stages, and {type(trunk).__name__} has none that are known; use 'last'"
+        f"image_stages 'all' needs a CNN with stages, and {type(trunk).__name__} has none that are known; "
+        "use 'last' (--set model.image_stages=last)"
     )
 
 

@@ -107,7 +107,7 @@ def tiny_settings() -> Callable[..., FitSettings]:
     """Return the demo's settings over the tiny ResNet, with a few epochs."""
 
     def make(*overrides: str) -> FitSettings:
-        small = ("model.backbone=tiny-resnet", "stage1.epochs=2", "stage2.epochs=3")
+        small = ("model.backbone=tiny-resnet", "model.image_stages=last", "stage1.epochs=2", "stage2.epochs=3")
         sizes = ("stage1.batch_size=8", "stage2.batch_size=8")
         return load_settings("demo", (*small, *sizes, *overrides))
 

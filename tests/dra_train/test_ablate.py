@@ -26,6 +26,7 @@ from dra_train.stages import trained_parameters
 
 SMALL = (
     "model.backbone=tiny-vit",
+    "model.image_stages=last",
     "stage1.epochs=2",
     "stage2.epochs=2",
     "stage1.batch_size=8",

@@ -16,7 +16,7 @@ from dra_train.diagnosis import diagnose
 from dra_train.fit import fit
 from dra_train.settings import load_settings
 
-SMALL = ("model.backbone=tiny-resnet", "stage1.batch_size=8", "stage2.batch_size=8")
+SMALL = ("model.backbone=tiny-resnet", "model.image_stages=last", "stage1.batch_size=8", "stage2.batch_size=8")
 GENTLE = (*SMALL, "model.dropout=0.1", "loss.feature_noise=0.1", "loss.logit_scale=10", "stage1.epochs=12")
 LEARNS = (*GENTLE, "stage1.learning_rate=5e-3", "stage2.learning_rate=3e-3", "stage2.epochs=10")
 

@@ -68,7 +68,9 @@ def test_training_changes_what_it_names_and_never_the_trunk(
     cirr_folder: Callable[..., Folder], tiny_settings: Settings, tmp_path: Path, backbone: str
 ) -> None:
     data = load_cirr(cirr_folder().root, "train")
-    settings = tiny_settings(f"model.backbone={backbone}", "stage1.epochs=1", "stage2.epochs=1")
+    stages = "all" if backbone == "demo" else "last"
+    chosen = (f"model.backbone={backbone}", f"model.image_stages={stages}")
+    settings = tiny_settings(*chosen, "stage1.epochs=1", "stage2.epochs=1")
     trained = fit(settings, data, tmp_path)
     unchanged = same(weights(trained), weights(untrained_model(model_config(**settings.model), seed=0)))
     trunk = {n: kept for n, kept in unchanged.items() if n.startswith("visual.") and not n.startswith("visual.head.")}
@@ -79,6 +81,8 @@ def test_training_changes_what_it_names_and_never_the_trunk(
         assert not unchanged[name], name
     if backbone == "demo":
         assert not unchanged["visual.head.proj.weight"]
+        assert not unchanged["stage_projection.linear.weight"]
+        assert not unchanged["stage_projection.mean"]  # set once, by the training images
 
 
 def test_each_stage_trains_only_its_parts(
