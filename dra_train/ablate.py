@@ -29,7 +29,7 @@ from torch import Tensor
 from dra_runtime.files import write_json
 from dra_train.backbones import model_config, untrained_model
 from dra_train.data import Dataset
-from dra_train.evaluate import describe, rank_all
+from dra_train.evaluate import describe, encode, rank_all
 from dra_train.feature_cache import ImageOutputs, Request, cached_outputs, default_cache
 from dra_train.features import text_features, tokenize
 from dra_train.fit import CHECKPOINT, STATE, fit, run_identity
@@ -288,15 +288,9 @@ def _measure_part(model: DRA, dataset: Dataset, outputs: ImageOutputs) -> dict[s
     reference = torch.tensor([row[q.reference] for q in dataset.queries])
     target = torch.tensor([row[q.target] for q in dataset.queries])
     distinct, text_id = distinct_texts(model, [q.text for q in dataset.queries])
-    images = torch.cat([model.project_image(rows) for rows in outputs.pooled.split(1024)])
+    encoded = encode(model, dataset, outputs.pooled)
+    ranks = rank_all(encoded.composed, encoded.gallery, dataset, Columns.of(names))
     texts = text_features(model, distinct)
-    queries = torch.cat(
-        [
-            model.compose(images[reference[rows]], texts[text_id[rows]])
-            for rows in torch.arange(len(reference)).split(1024)
-        ]
-    )
-    ranks = rank_all(F.normalize(queries, dim=-1), F.normalize(images, dim=-1), dataset, Columns.of(names))
     implicit = {}
     if outputs.maps is not None and model.has_tac:
         relations = []

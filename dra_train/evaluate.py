@@ -39,7 +39,7 @@ BLOCK_SCORES = 2**24  #: scores held at once: 64 MB, and 136 queries over CIRCO'
 COMPOSED_AT_ONCE = 1024
 FIRST_MISSING = 10  #: names of missing images that a result lists
 
-#: Changes a block of scores (B, G), given the block's place among the queries: re-ranking's way in
+#: Changes a block of scores (B, G), given the block's place among the queries: for dra_train/rerank.py
 Rescore = Callable[[NDArray[np.float32], slice], NDArray[np.float32]]
 
 
@@ -62,16 +62,16 @@ class Encoded:
     text_only: Tensor
 
 
-def evaluate(model: DRA, dataset: Dataset, rescore: Rescore | None = None) -> dict[str, Any]:
+def evaluate(model: DRA, dataset: Dataset) -> dict[str, Any]:
     """Measure a model in percent: composed queries, by kind of edit, and the two baselines of the same model.
 
-    ``rescore`` may change the composed queries' scores before they are ranked. DatasetError when the split hides its
-    targets or images can't be opened; CheckpointError when the model's features aren't finite.
+    DatasetError when the split hides its targets or images can't be opened; CheckpointError when the model's features
+    aren't finite.
     """
     require_targets(dataset, "evaluation")
     encoded = encode(model, dataset)
     columns = Columns.of(list(dataset.images))
-    ranks = rank_all(encoded.composed, encoded.gallery, dataset, columns, rescore)
+    ranks = rank_all(encoded.composed, encoded.gallery, dataset, columns)
     baselines = {
         name: measure(rank_all(vectors, encoded.gallery, dataset, columns), dataset.format)
         for name, vectors in (("image_only", encoded.image_only), ("text_only", encoded.text_only))
@@ -133,14 +133,21 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def encode(model: DRA, dataset: Dataset) -> Encoded:
-    """Encode a split's gallery and queries in float32; they end up on the CPU, batch by batch."""
+def encode(model: DRA, dataset: Dataset, pooled: Tensor | None = None) -> Encoded:
+    """Encode a split's gallery and queries in float32; they end up on the CPU, batch by batch.
+
+    ``pooled`` (G, P), what the frozen trunk gave for the images, saves running it.
+    """
     names = list(dataset.images)
     column = {name: i for i, name in enumerate(names)}
     device = device_of(model)
     with evaluation_mode(model):
         try:
-            raw = image_features(model, list(dataset.images.values()), f"images of {dataset.split}")
+            raw = (
+                project_all(model, pooled)
+                if pooled is not None
+                else image_features(model, list(dataset.images.values()), f"images of {dataset.split}")
+            )
         except ImageError as error:  # the first; tell about all of them at once
             raise unreadable_error(dataset) or error from error
         texts = text_features(model, [q.text for q in dataset.queries]).cpu()
@@ -148,6 +155,12 @@ def encode(model: DRA, dataset: Dataset) -> Encoded:
         pairs = zip(references.split(COMPOSED_AT_ONCE), texts.split(COMPOSED_AT_ONCE), strict=True)
         composed = torch.cat([model.compose(image.to(device), text.to(device)).cpu() for image, text in pairs])
     return Encoded(*(F.normalize(vectors.float(), dim=-1) for vectors in (raw, composed, references, texts)))
+
+
+@torch.inference_mode()
+def project_all(model: DRA, pooled: Tensor) -> Tensor:
+    """Turn a trunk's ``pooled`` (G, P) into raw image_features (G, D), both on the CPU."""
+    return torch.cat([model.project_image(rows.to(device_of(model))).cpu() for rows in pooled.split(COMPOSED_AT_ONCE)])
 
 
 def score_blocks(queries: Tensor, gallery: Tensor) -> Iterator[tuple[slice, NDArray[np.float32]]]:

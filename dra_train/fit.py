@@ -36,7 +36,7 @@ from dra_train.feature_cache import ImageOutputs, Request, cached_outputs, defau
 from dra_train.model import DRA
 from dra_train.run_log import Meter, RunLog, effective_ranks
 from dra_train.settings import FitSettings
-from dra_train.stages import Inputs, Stage, Temperatures, encode_texts, stages, trained_parameters
+from dra_train.stages import RERANK_STAGE, Inputs, Stage, Temperatures, encode_texts, stages, trained_parameters
 from dra_train.step import (
     Optimization,
     learning_rate,
@@ -218,6 +218,8 @@ def train(run: Run, until: int | None = None) -> None:
     with progress(sum(steps), "training", hidden=not run.team.main) as advance:
         for number in range(state.stage, len(todo)):
             advance(sum(steps[:number]) if number == state.stage else 0)
+            if todo[number].name == RERANK_STAGE and state.best and not (state.epoch or state.step):
+                run.model.load_state_dict(load_checkpoint(run.out / CHECKPOINT).model.state_dict())
             run_stage(run, todo[number], steps[number], advance)
             state.stage, state.epoch, state.optimizer, state.scaler = number + 1, 0, {}, {}
             save(run, None)
@@ -225,9 +227,9 @@ def train(run: Run, until: int | None = None) -> None:
                 return
     if not run.team.main:
         return
-    if not state.best:
+    if not state.best or todo[-1].name == RERANK_STAGE:  # which leaves the chosen epoch's queries as they are
         ends = todo[-1]
-        chosen = {"by": "last epoch", "stage": ends.name, "epoch": ends.settings.epochs}
+        chosen = state.best or {"by": "last epoch", "stage": ends.name, "epoch": ends.settings.epochs}
         save_checkpoint(run.out / CHECKPOINT, run.model, {**run.provenance, "chosen": chosen})
     save_state(run.out / STATE, TrainState(state.identity, stage=state.stage, best=state.best, finished=True))
 

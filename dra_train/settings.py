@@ -62,6 +62,7 @@ class LossSettings:
     negatives: str
     logit_scale: float
     feature_noise: float
+    near_misses: int = 7  #: wrong answers beside each target in stage 3
 
     def __post_init__(self) -> None:
         if self.views not in VIEWS or self.negatives not in NEGATIVES:
@@ -70,6 +71,8 @@ class LossSettings:
             raise UsageError("loss.logit_scale must be a number above 0, loss.implicit_weight a number of at least 0")
         if not 0 <= _number(self.feature_noise) < math.inf:
             raise UsageError("loss.feature_noise must be a number of at least 0")
+        if type(self.near_misses) is not int or self.near_misses < 1:
+            raise UsageError(f"loss.near_misses {self.near_misses!r} must be a whole number from 1")
 
 
 @dataclass(frozen=True)
@@ -120,10 +123,15 @@ class FitSettings:
     loss: LossSettings
     stage1: StageSettings
     stage2: StageSettings
+    stage3: StageSettings = StageSettings(0, 32, 1e-3, 0.01, ("tac",))
     validation: ValidationSettings = ValidationSettings()
     run: RunSettings = RunSettings()
 
     def __post_init__(self) -> None:
+        if self.stage3.epochs and (self.stage3.train != ("tac",) or self.model.get("tac_layers") == 0):
+            raise UsageError(
+                'stage 3 trains the vision compositor alone: stage3.train is ["tac"], model.tac_layers not 0'
+            )
         if not isinstance(self.model, Mapping) or not isinstance(self.model.get("backbone"), str):
             raise UsageError('the section [model] lacks its backbone, such as "demo" or "RN50x4"')
 
@@ -136,6 +144,7 @@ SECTIONS = {
     "loss": LossSettings,
     "stage1": StageSettings,
     "stage2": StageSettings,
+    "stage3": StageSettings,
     "validation": ValidationSettings,
     "run": RunSettings,
 }  #: of a settings file, beside [model]

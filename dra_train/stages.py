@@ -11,17 +11,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dra_train.evaluate import project_all
 from dra_train.features import device_of, to_device
 from dra_train.losses import explicit_loss, implicit_loss, unique_candidates
 from dra_train.model import DRA
+from dra_train.rerank import agreement
 from dra_train.settings import FitSettings, LossSettings, StageSettings
 from dra_train.triplets import Batch, Triplets
 
+POOL = 4  #: near misses are drawn from so many times their number of first answers
+RERANK_STAGE = "stage 3"
 MAX_LOGIT_SCALE = 100.0  #: CLIP's bound on learned temperatures
 
 Features = dict[str, Tensor]  #: (B, D) each
@@ -51,6 +56,11 @@ def stages(settings: FitSettings) -> tuple[Stage, ...]:
     return (
         Stage("stage 1", settings.stage1, warm_up_features, explicit_losses),
         Stage("stage 2", settings.stage2, composition_features, composition_losses),
+        *(
+            [Stage(RERANK_STAGE, settings.stage3, near_miss_features, near_miss_losses)]
+            if settings.stage3.epochs
+            else []
+        ),
     )
 
 
@@ -81,6 +91,11 @@ class Inputs:
     data: Triplets
     loss: LossSettings
     frozen_text: Tensor | None = None  #: (U, D) of all texts, where the text tower doesn't learn
+
+    @cached_property
+    def gallery(self) -> Tensor:
+        """Unit features (M, D) of all training images, on the CPU, for a stage in which they don't change."""
+        return F.normalize(project_all(self.model, self.data.images.pooled), dim=-1)
 
     def text(self, rows: Tensor) -> Tensor:
         """Return raw text_features (B, D)."""
@@ -144,6 +159,23 @@ def composition_features(inputs: Inputs, batch: Batch) -> Features:
     return features
 
 
+def near_miss_features(inputs: Inputs, batch: Batch) -> Features:
+    """Stage 3, ours: TAC sees the target and wrong answers that the query ranks high, as in re-ranking.
+
+    Stage 2 shows TAC true pairs alone, so it has no reason to tell near misses apart.
+    """
+    model, images, count = inputs.model, inputs.data.images, inputs.loss.near_misses
+    assert images.maps is not None
+    text = inputs.text(batch.text)
+    with torch.no_grad():  # dropout and noise are on: the wrong answers vary from epoch to epoch
+        scores = model.compose(inputs.image(batch.reference), text).cpu() @ inputs.gallery.T
+    right = torch.stack([batch.reference, batch.target], dim=1)
+    near = scores.scatter(1, right, -torch.inf).topk(min(POOL * count, scores.shape[1] - 2), dim=1).indices
+    near = near.gather(1, torch.rand(near.shape).argsort(dim=1)[:, :count])
+    candidates = torch.cat([batch.target[:, None], near], dim=1)  # (B, 1 + near_misses), the right one first
+    return {"agreement": agreement(model, batch.reference, candidates, text, images.maps)}
+
+
 def explicit_losses(
     features: Features, batch: Batch, gallery: Tensor | None, settings: LossSettings, temperatures: Temperatures
 ) -> Losses:
@@ -175,6 +207,15 @@ def composition_losses(
     implicit = implicit_loss(features["relation"], features["text"], text_id, temperatures.implicit)
     parts = {**explicit.parts, "implicit": weight * implicit}
     return Losses(parts, explicit.views, {**explicit.chance, "implicit": weight * math.log(len(batch))})
+
+
+def near_miss_losses(
+    features: Features, batch: Batch, gallery: Tensor | None, settings: LossSettings, temperatures: Temperatures
+) -> Losses:
+    """Return the cross entropy of the target among its near misses, by how well each relation agrees with the text."""
+    logits = temperatures.implicit * features["agreement"]
+    right = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+    return Losses({"near misses": F.cross_entropy(logits, right)}, chance={"near misses": math.log(logits.shape[1])})
 
 
 def trained_parameters(model: DRA, parts: tuple[str, ...]) -> list[nn.Parameter]:

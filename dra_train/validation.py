@@ -6,18 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dra_runtime.errors import UsageError
 from dra_train.data import Dataset
-from dra_train.evaluate import evaluation_mode, rank_all
-from dra_train.features import device_of, text_features
+from dra_train.evaluate import encode, rank_all
 from dra_train.metrics import Columns, measure
 from dra_train.model import DRA
 
 TRAIN_SAMPLE = 500  #: training triplets that are measured as the validation is
-ROWS = 1024  #: composed at once
 
 
 @dataclass(frozen=True)
@@ -59,14 +56,6 @@ def training_sample(dataset: Dataset, pooled: Tensor, gallery: int) -> Measured:
 
 
 def _recalls(model: DRA, part: Measured) -> dict[str, float]:
-    dataset, device = part.dataset, device_of(model)
-    names = list(dataset.images)
-    column = {name: i for i, name in enumerate(names)}
-    with evaluation_mode(model):
-        images = torch.cat([model.project_image(rows.to(device)).cpu() for rows in part.pooled.split(ROWS)])
-        texts = text_features(model, [q.text for q in dataset.queries]).cpu()
-        references = images[[column[q.reference] for q in dataset.queries]]
-        pairs = zip(references.split(ROWS), texts.split(ROWS), strict=True)
-        queries = torch.cat([model.compose(image.to(device), text.to(device)).cpu() for image, text in pairs])
-    ranks = rank_all(F.normalize(queries, dim=-1), F.normalize(images, dim=-1), dataset, Columns.of(names))
-    return dict(measure(ranks, dataset.format))
+    encoded = encode(model, part.dataset, part.pooled)
+    ranks = rank_all(encoded.composed, encoded.gallery, part.dataset, Columns.of(list(part.dataset.images)))
+    return dict(measure(ranks, part.dataset.format))
