@@ -62,7 +62,7 @@ class LossSettings:
     negatives: str
     logit_scale: float
     feature_noise: float
-    near_misses: int = 7  #: wrong answers beside each target in stage 3
+    near_misses: int = 3  #: wrong answers beside each target in stage 3
 
     def __post_init__(self) -> None:
         if self.views not in VIEWS or self.negatives not in NEGATIVES:

@@ -25,7 +25,7 @@ from dra_train.rerank import agreement
 from dra_train.settings import FitSettings, LossSettings, StageSettings
 from dra_train.triplets import Batch, Triplets
 
-POOL = 4  #: near misses are drawn from so many times their number of first answers
+POOL = 8  #: near misses are drawn from so many times their number of first answers
 RERANK_STAGE = "stage 3"
 MAX_LOGIT_SCALE = 100.0  #: CLIP's bound on learned temperatures
 

@@ -45,7 +45,7 @@ RERANKING = """\
 Each of the first {k} answers is a possible target, so TAC can say how its relation to the reference agrees with the
 text: `q . t_j + mu * cos(F_c, F_v(r, t_j))`. mu was chosen by R@1 on {queries} training queries among all training
 images, so that no validation answer decides it; of equals the smallest. "Stage 2's TAC" is the preset's, which has seen
-true pairs alone; "stage 3's" was then shown the target beside seven near misses of the query itself. Three seeds, mean
+true pairs alone; "stage 3's" was then shown the target beside near misses of the query itself. Three seeds, mean
 ± standard deviation. The columns at fixed mu are evidence: nothing was chosen by them."""
 
 RERANKING_WHY = """\
