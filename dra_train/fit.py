@@ -218,8 +218,8 @@ def train(run: Run, until: int | None = None) -> None:
     with progress(sum(steps), "training", hidden=not run.team.main) as advance:
         for number in range(state.stage, len(todo)):
             advance(sum(steps[:number]) if number == state.stage else 0)
-            if todo[number].name == RERANK_STAGE and state.best and not (state.epoch or state.step):
-                run.model.load_state_dict(load_checkpoint(run.out / CHECKPOINT).model.state_dict())
+            if todo[number].name == RERANK_STAGE and not (state.epoch or state.step):
+                take_chosen_epoch(run)
             run_stage(run, todo[number], steps[number], advance)
             state.stage, state.epoch, state.optimizer, state.scaler = number + 1, 0, {}, {}
             save(run, None)
@@ -232,6 +232,13 @@ def train(run: Run, until: int | None = None) -> None:
         chosen = state.best or {"by": "last epoch", "stage": ends.name, "epoch": ends.settings.epochs}
         save_checkpoint(run.out / CHECKPOINT, run.model, {**run.provenance, "chosen": chosen})
     save_state(run.out / STATE, TrainState(state.identity, stage=state.stage, best=state.best, finished=True))
+
+
+def take_chosen_epoch(run: Run) -> None:
+    """Give every process the weights of the epoch that validation chose, if it did: the first alone knows."""
+    known = torch.tensor([bool(run.state.best)], dtype=torch.int64, device=run.team.device)
+    if run.team.gather(known, run.team.count)[0]:  # which also waits for the first one to have written them
+        run.model.load_state_dict(load_checkpoint(run.out / CHECKPOINT).model.state_dict())
 
 
 def run_stage(run: Run, stage: Stage, steps: int, advance: Callable[..., None]) -> None:

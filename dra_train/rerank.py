@@ -24,7 +24,7 @@ from dra_train.data import Dataset, require_targets
 from dra_train.evaluate import Encoded, Rescore, describe, encode, evaluation_mode, rank_all, score_blocks
 from dra_train.feature_cache import Maps, Request, cached_outputs
 from dra_train.features import device_of, text_features, to_device
-from dra_train.metrics import Columns, drops_reference, measure
+from dra_train.metrics import Columns, drops_reference, measure, ranked_names
 from dra_train.model import DRA
 
 PAIRS = 256  #: related at once
@@ -44,11 +44,12 @@ class Agreements:
 
         def rescored(scores: NDArray[np.float32], block: slice) -> NDArray[np.float32]:
             first, cosine = self.first[block], self.cosine[block]
-            old = np.take_along_axis(scores, first, axis=1)
-            order = np.argsort(-(old + mu * cosine), axis=1, kind="stable")
+            sums = np.take_along_axis(scores, first, axis=1) + np.float32(mu) * cosine
+            order = np.argsort(sums, axis=1)
+            rises = np.diff(np.take_along_axis(sums, order, axis=1), axis=1, prepend=-np.inf) > 0
             result = scores.copy()
-            # The K best scores are dealt out anew, so that no answer can fall behind those that weren't looked at
-            np.put_along_axis(result, np.take_along_axis(first, order, axis=1), -np.sort(-old, axis=1), axis=1)
+            # Whole numbers above every cosine, equal where the sums are: none can fall behind those not looked at
+            np.put_along_axis(result, np.take_along_axis(first, order, axis=1), 1 + rises.cumsum(axis=1), axis=1)
             return result
 
         return rescored
@@ -62,16 +63,15 @@ def relate_first(model: DRA, dataset: Dataset, encoded: Encoded, maps: Maps, k: 
     """
     check_reranks(model, k)
     queries, names = dataset.queries, list(dataset.images)
-    column = {name: i for i, name in enumerate(names)}
-    reference = torch.tensor([column[q.reference] for q in queries])
-    k = min(k, len(names) - drops_reference(dataset.format))
-    first = torch.empty(len(queries), k, dtype=torch.int64)
-    for block, scores in score_blocks(encoded.composed, encoded.gallery):
-        values = torch.from_numpy(scores)
-        if drops_reference(dataset.format):
-            values.scatter_(1, reference[block, None], -torch.inf)
-        first[block] = values.topk(k, dim=1).indices
-    cosine = torch.empty(len(queries), k)
+    columns, drops = Columns.of(names), drops_reference(dataset.format)
+    best = (
+        [columns.index[name] for name in row]
+        for block, scores in score_blocks(encoded.composed, encoded.gallery)
+        for row in ranked_names(scores, queries[block], columns, k, drops)
+    )
+    first = torch.tensor(list(best))  # fewer than k where the gallery is smaller
+    reference = torch.tensor([columns.index[q.reference] for q in queries])
+    cosine = torch.empty(first.shape)
     with evaluation_mode(model), progress(len(queries), f"relations of {dataset.split}") as advance:
         texts = text_features(model, [q.text for q in queries])
         for rows in torch.arange(len(queries)).split(max(1, PAIRS // k)):

@@ -20,7 +20,8 @@ from dra_train.settings import load_settings
 from dra_train.workers import Workers
 
 Folder = Any
-# 24 triplets in batches of 9: the last one has 6, and shares of 5 and 4 rows aren't equal
+# 24 triplets in batches of 9: the last one has 6, and shares of 5 and 4 rows aren't equal;
+# stage 3 goes on from the best epoch, which the first process alone chooses
 SETTINGS = (
     "model.backbone=tiny-resnet",
     "model.dropout=0.0",
@@ -29,6 +30,9 @@ SETTINGS = (
     "stage2.batch_size=9",
     "stage1.epochs=2",
     "stage2.epochs=3",
+    "stage3.epochs=1",
+    "stage3.batch_size=9",
+    "loss.near_misses=10",  # all wrong answers that there are, so that nothing is drawn
     "validation.split=val",
     "validation.metric=R@1",
 )
