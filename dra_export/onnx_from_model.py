@@ -47,6 +47,7 @@ def write_onnx(graph: Graph, path: Path) -> None:
         )
         assert program is not None
         program.save(str(path))
+    _forget_origins(path)
     check_onnx(path, graph.inputs, graph.outputs)
 
 
@@ -94,6 +95,22 @@ def check_onnx(path: Path, inputs: Mapping[str, tuple[int | str, ...]], outputs:
 def shape_of(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
     """Return a graph input's or output's shape: numbers, and names for the symbolic axes."""
     return tuple(axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim)
+
+
+def _forget_origins(path: Path) -> None:
+    """Take out what the exporter notes of our source: stack traces, with the folders and lines of this machine.
+
+    With them a bundle's identity would change with the place of the installation, and with a comment in our code.
+    """
+    model = onnx.load(str(path))
+    for part in (model, model.graph):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
+    for noted in (*model.graph.node, *model.graph.initializer, *values, *model.functions):
+        noted.ClearField("metadata_props")
+        noted.ClearField("doc_string")
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:

@@ -9,6 +9,9 @@ from jsonschema import Draft202012Validator
 
 from dra_export import bundle_writer
 from dra_export.bundle_writer import record_parity, write_bundle
+from dra_export.graphs import graphs_of
+from dra_export.onnx_from_model import write_onnx
+from dra_export.selftest import make_selftest
 from dra_runtime.bundle import Bundle, bundle_id_of
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import SelfCheckError, UsageError
@@ -36,9 +39,30 @@ def test_the_bundle_passes_its_own_selftest_in_the_runtime(tiny_bundle: Path) ->
     assert set(report.parts) == {"image_features", "text_features", "queries", "relation_features"}
 
 
+@pytest.mark.slow
 def test_the_same_checkpoint_gives_the_same_bundle(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     again = write_bundle(load_checkpoint(tiny_checkpoint), tmp_path / "again")
     assert again.manifest.bundle_id == Bundle.open(tiny_bundle).manifest.bundle_id
+
+
+def test_graphs_and_references_are_the_same_bytes_again(
+    tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = load_checkpoint(tiny_checkpoint).model
+    for graph in graphs_of(model):
+        if graph.name in ("compositor", "reranker"):
+            write_onnx(graph, tmp_path / "again.onnx")
+            assert (tmp_path / "again.onnx").read_bytes() == (tiny_bundle / f"{graph.name}.onnx").read_bytes()
+    np.savez(tmp_path / "again.npz", allow_pickle=False, **make_selftest(model))
+    assert (tmp_path / "again.npz").read_bytes() == (tiny_bundle / "selftest.npz").read_bytes()
+
+
+def test_graphs_know_nothing_of_the_source_that_made_them(tiny_bundle: Path) -> None:
+    """Neither folders of this machine nor lines of our code: a moved installation gives the same bundle."""
+    for path in tiny_bundle.glob("*.onnx"):
+        content = path.read_bytes()
+        for word in (b"dra_train", b"dra_export", b"site-packages", b"stack_trace"):
+            assert word not in content, path.name
 
 
 def test_what_is_there_is_not_replaced_unasked(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:

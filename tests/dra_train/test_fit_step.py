@@ -64,11 +64,17 @@ class Case:
         return total.item(), self.gradients()
 
 
-def assert_same(got: tuple[float, list[Tensor]], expected: tuple[float, list[Tensor]], **tolerance: float) -> None:
-    assert got[0] == pytest.approx(expected[0], rel=tolerance.get("rtol", 1e-5))
+def assert_same(got: tuple[float, list[Tensor]], expected: tuple[float, list[Tensor]], close: float = 1e-3) -> None:
+    """Compare each parameter's gradient as a vector: its error's length against its own.
+
+    Other pieces are other sums: float32 then differs by 6e-5 of a gradient's length at most (measured), while single
+    elements, sums of terms that cancel, may differ by any share of themselves. A row, a negative or a factor that is
+    wrong changes tenths of the length. Keys' biases have no gradient but rounding (softmax ignores them), hence 1e-6.
+    """
+    assert got[0] == pytest.approx(expected[0], rel=1e-5)
     assert any(gradient.abs().max() > 1e-3 for gradient in expected[1])
     for mine, theirs in zip(got[1], expected[1], strict=True):
-        torch.testing.assert_close(mine, theirs, **{"rtol": 1e-4, "atol": 1e-5, **tolerance})
+        assert (mine - theirs).norm() <= close * theirs.norm() + (1e-6 if close else 0)
 
 
 @pytest.mark.parametrize("stage", [0, 1])
@@ -82,7 +88,7 @@ def test_pieces_of_a_batch_give_the_gradient_of_the_whole(
     case = Case(root, tiny_settings(*sets), stage)
     pieces = [slice(0, 4), slice(4, 8), slice(8, 10)]
     assert_same(case.stepped(), case.in_one_graph(pieces))
-    assert_same(case.stepped(), case.stepped(), rtol=0, atol=0)
+    assert_same(case.stepped(), case.stepped(), close=0)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4, 10, 99])
