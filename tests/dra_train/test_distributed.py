@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,7 +29,7 @@ SETTINGS = (
     "loss.feature_noise=0",
     "stage1.batch_size=9",
     "stage2.batch_size=9",
-    "stage1.epochs=2",
+    "stage1.epochs=1",
     "stage2.epochs=3",
     "stage3.epochs=1",
     "stage3.batch_size=9",
@@ -43,14 +44,42 @@ def alone(root: Path, out: Path, *more: str) -> None:
     fit(settings, load_cirr(root, "train"), out, validation=[load_cirr(root, "val")])
 
 
-def run(data: Path, out: Path, *more: str, launcher: str = "torchrun") -> subprocess.CompletedProcess[str]:
+def words(data: Path, out: Path, *more: str) -> list[str]:
     overrides = [word for setting in (*SETTINGS, *more) for word in ("--set", setting)]
-    words = ["fit", "--preset", "demo", "--dataset", str(data), "--out", str(out), "--threads", "1", *overrides]
+    return ["fit", "--preset", "demo", "--dataset", str(data), "--out", str(out), "--threads", "1", *overrides]
+
+
+def launched(launcher: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch = {"torchrun": [*torchrun, "-m"], "accelerate": [*accelerate, "--main_process_port", "0", "-m"]}[launcher]
+    line = [*launch, "dra_train", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*launch, "dra_train", *words], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def two_processes(*arguments: str) -> list[tuple[int, str, str]]:
+    """Start two processes as a launcher does, without one; returns each one's exit code, stdout and stderr."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "dra_train", *arguments],
+            env={**common, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        said = [process.communicate(timeout=120) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
 
 
 def losses(out: Path) -> list[float]:
@@ -70,20 +99,23 @@ def assert_same(one: Path, two: Path) -> None:
 @pytest.mark.parametrize("negatives", ["batch", pytest.param("gallery", marks=pytest.mark.slow)])
 def test_two_processes_equal_one(cirr_folder: Callable[..., Folder], tmp_path: Path, negatives: str) -> None:
     root, more = cirr_folder().root, (f"loss.negatives={negatives}", "stage2.accumulate=2")
-    done = run(root, tmp_path / "two", *more)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("training on 24 triplets") == 1  # one of them speaks
-    assert done.stdout.count("written after") == 1
+    first, second = two_processes(*words(root, tmp_path / "two", *more))
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    assert "training on 24 triplets" in first[2]
+    assert "written after" in first[1]
+    assert "training on" not in second[2]  # one of them speaks
+    assert second[1] == ""
     alone(root, tmp_path / "one", *more)
     assert_same(tmp_path / "one", tmp_path / "two")
     assert load_checkpoint(tmp_path / "two" / "ckpt.pt").provenance["processes"] == 2
 
 
 @pytest.mark.slow
-def test_accelerate_launches_them_too(cirr_folder: Callable[..., Folder], tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_launchers_start_them_too(cirr_folder: Callable[..., Folder], tmp_path: Path, launcher: str) -> None:
     root = cirr_folder().root
     pytest.importorskip("accelerate")
-    done = run(root, tmp_path / "two", launcher="accelerate")  # --multi_gpu: else it starts one process without a GPU
+    done = launched(launcher, *words(root, tmp_path / "two"))  # --multi_gpu: else accelerate starts one process
     assert done.returncode == 0, done.stderr
     assert load_checkpoint(tmp_path / "two" / "ckpt.pt").provenance["processes"] == 2
     alone(root, tmp_path / "one")

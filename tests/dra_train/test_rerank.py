@@ -268,37 +268,3 @@ def test_stage_3_leaves_the_chosen_epochs_queries_as_they_are(
     assert (said["stage"], said["epoch"], said["by"]) == ("stage 2", 1, "val R@1")
     last = json.loads((tmp_path / "best and on" / "log.jsonl").read_text().splitlines()[-1])
     assert (last["stage"], set(last["losses"]), last["val"]) == ("stage 3", {"near misses"}, None)
-
-
-class KilledError(Exception):
-    """What stops a run in these tests."""
-
-
-def test_a_run_killed_around_stage_3_goes_on_as_if_it_had_not_been(
-    cirr_folder: Callable[..., Folder], tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three steps an epoch: the ninth is the last of stage 2."""
-    root = cirr_folder().root
-    data, val = load_cirr(root, "train"), [load_cirr(root, "val")]
-    settings = tiny_settings(*QUICK, "run.save_minutes=0", "validation.split=val", "validation.metric=R@10")
-    fit(settings, data, tmp_path / "straight", validation=val)
-    real = dra_train.fit.train_step
-    for steps in (9, 11):
-        left = iter(range(steps))
-
-        def killed(*arguments: Any, left: Any = left) -> Any:
-            if next(left, None) is None:
-                raise KilledError
-            return real(*arguments)
-
-        out = tmp_path / str(steps)
-        monkeypatch.setattr(dra_train.fit, "train_step", killed)
-        with pytest.raises(KilledError):
-            fit(settings, data, out, validation=val)
-        monkeypatch.setattr(dra_train.fit, "train_step", real)
-        fit(settings, data, out, validation=val, resume=True)
-        assert differing(out, tmp_path / "straight") == set()
-        logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (out, tmp_path / "straight")]
-        losses = [[json.loads(line)["losses"] for line in log] for log in logs]
-        assert losses[0] == losses[1]
-        assert len(losses[0]) == 4

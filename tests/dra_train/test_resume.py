@@ -37,7 +37,7 @@ class KilledError(Exception):
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
     entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: entry[key] for key in MEASURED} for entry in entries]
+    return [{key: entry.get(key) for key in MEASURED} for entry in entries]
 
 
 def assert_same_run(a: Path, b: Path) -> None:
@@ -58,12 +58,12 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
 def test_killed_process_goes_on_where_it_stood(cirr_folder: Callable[..., Folder], tmp_path: Path) -> None:
     """SIGKILL in the middle of stage 2, at whatever instant; then the same command with --resume."""
     root, out = cirr_folder().root, tmp_path / "killed"
-    short = ("--set", "stage2.epochs=8")
+    short = ("--set", "stage2.epochs=5")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command(root, out, *short), env=environment, stderr=subprocess.DEVNULL)
     log = out / "log.jsonl"
     until = time.monotonic() + 60
-    while not (log.exists() and log.read_text().count('"stage": "stage 2"') >= 3):
+    while not (log.exists() and log.read_text().count('"stage": "stage 2"') >= 1):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < until
         time.sleep(0.005)
@@ -71,7 +71,7 @@ def test_killed_process_goes_on_where_it_stood(cirr_folder: Callable[..., Folder
     process.wait()
     stood = load_state(out / "train_state.pt")
     assert stood.stage == 1
-    assert 1 <= stood.epoch < 8
+    assert stood.epoch < 5
     assert not (out / "ckpt.pt").exists()
     for words in (command(root, out, *short, "--resume"), command(root, tmp_path / "straight", *short)):
         done = CliRunner().invoke(main, words[3:])
@@ -82,13 +82,14 @@ def test_killed_process_goes_on_where_it_stood(cirr_folder: Callable[..., Folder
 def test_every_instant_can_be_gone_on_from(
     cirr_folder: Callable[..., Folder], tiny_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three steps an epoch: stops within an epoch, after one, between the stages; with validation and dropout."""
+    """Three steps an epoch: stops within one, after one, before and in stage 3; with validation and dropout."""
     root = cirr_folder().root
     data, validation = load_cirr(root, "train"), [load_cirr(root, "val")]
-    settings = tiny_settings("run.save_minutes=0", "validation.split=val", "validation.metric=R@1", "stage2.epochs=2")
+    epochs = ("stage1.epochs=1", "stage2.epochs=2", "stage3.epochs=1", "stage3.batch_size=8")
+    settings = tiny_settings("run.save_minutes=0", "validation.split=val", "validation.metric=R@1", *epochs)
     fit(settings, data, tmp_path / "straight", seed=2, validation=validation)
     real = dra_train.fit.train_step
-    for steps in (2, 3, 6, 8):
+    for steps in (2, 6, 9, 11):
         taken: list[int] = []
 
         def killed(*arguments: Any, steps: int = steps, taken: list[int] = taken) -> Any:
