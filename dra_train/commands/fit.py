@@ -59,7 +59,7 @@ def fit_command(
     cache: Path | None,
     threads: int | None,
 ) -> None:
-    """Train a model in DRA's two stages and write OUT/ckpt.pt.
+    """Train a model, stage by stage, and write OUT/ckpt.pt.
 
     \b
       dra-train fit --preset demo --out runs/demo
