@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from jsonschema import Draft202012Validator
 
 from dra_export import bundle_writer
@@ -53,8 +54,13 @@ def test_graphs_and_references_are_the_same_bytes_again(
         if graph.name in ("compositor", "reranker"):
             write_onnx(graph, tmp_path / "again.onnx")
             assert (tmp_path / "again.onnx").read_bytes() == (tiny_bundle / f"{graph.name}.onnx").read_bytes()
-    np.savez(tmp_path / "again.npz", allow_pickle=False, **make_selftest(model))
-    assert (tmp_path / "again.npz").read_bytes() == (tiny_bundle / "selftest.npz").read_bytes()
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        np.savez(tmp_path / "again.npz", allow_pickle=False, **make_selftest(model))
+        assert torch.get_num_threads() == threads
+        torch.set_num_threads(before)
+        assert (tmp_path / "again.npz").read_bytes() == (tiny_bundle / "selftest.npz").read_bytes()
 
 
 def test_graphs_know_nothing_of_the_source_that_made_them(tiny_bundle: Path) -> None:
