@@ -92,8 +92,11 @@ class PyTorchTowers:
             return _array(self.model.compose(torch.from_numpy(image_features), self._text(texts)))
 
     def _image(self, pixels: Floats) -> torch.Tensor:
-        features: torch.Tensor = self.model.visual(torch.from_numpy(pixels))
-        return features
+        image = torch.from_numpy(pixels)
+        if self.model.stage_projection is None:
+            features: torch.Tensor = self.model.visual(image)  # open_clip's own tower
+            return features
+        return self.model.project_image(self.model.image_trunk(image).pooled)  # it knows no stages, so ours
 
     def _text(self, texts: Sequence[str]) -> torch.Tensor:
         tokens = self._tokens(texts)

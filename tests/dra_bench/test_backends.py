@@ -51,3 +51,12 @@ def test_vectors_leave_as_numpy_float32(model, pixels):
         assert isinstance(vectors, np.ndarray)
         assert vectors.dtype == np.float32
         assert vectors.shape == (2, 32)
+
+
+def test_images_are_the_checkpoints_own_where_all_stages_count():
+    staged = untrained_model(model_config("tiny-resnet", image_stages="all"))
+    size = staged.preprocess.image_size
+    image = np.random.default_rng(0).standard_normal((2, 3, size, size), dtype=np.float32)
+    with torch.no_grad():
+        expected, _ = staged.encode_image(torch.from_numpy(image))
+    np.testing.assert_allclose(pytorch_towers(staged).image(image), expected.numpy(), atol=1e-5)
