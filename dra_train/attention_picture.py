@@ -23,7 +23,8 @@ LEGEND = (
     "Orange: share of the attention, a patch; full colour is {full:.1f} % or the panel's largest, an even share is "
     "{even:.1f} %. Layer 1 looks at the other image; later layers at what layer 1 brought to the asking image's "
     'patches; "traced" follows all layers back to the other image{exact}. "44 of 49 patches": '
-    "over how many it spreads (exp of its entropy). Green adds to the agreement with the text, pink takes from it."
+    "over how many it spreads (exp of its entropy). Green adds to the agreement with the text, pink takes from it; "
+    "the rest: class token and biases."
 )
 
 
@@ -107,7 +108,7 @@ def _agreement(
     rest = look.class_token + stream.constant
     return pixels, (
         f"adds {look.patches.sum():+.2f} to the agreement",
-        f"full colour: {strongest:.2f}; not patches: {rest:+.2f}",
+        f"full colour {strongest:.2f}, rest {rest:+.2f}",
     )
 
 
