@@ -27,10 +27,10 @@ from torch import Tensor
 
 from dra_runtime import __version__
 from dra_runtime.console import progress
-from dra_runtime.errors import UsageError
+from dra_runtime.errors import ImageError, UsageError
 from dra_train.backbones import model_config, untrained_model
 from dra_train.checkpoint import load_checkpoint, save_checkpoint
-from dra_train.data import Dataset
+from dra_train.data import Dataset, unreadable_error
 from dra_train.diagnosis import diagnose
 from dra_train.feature_cache import ImageOutputs, Request, cached_outputs, default_cache, live_outputs
 from dra_train.model import DRA
@@ -123,11 +123,14 @@ def fit(
 
         def outputs(data: Dataset, label: str, maps: bool) -> ImageOutputs:
             request = Request(data.images, label, maps, quiet=not team.main)
-            if not settings.run.cache:
-                return live_outputs(model, request)
-            if team.local_rank:
-                team.wait()  # the first process of each machine computes what is missing
-            found = cached_outputs(model, request, cache or default_cache())
+            try:
+                if not settings.run.cache:
+                    return live_outputs(model, request)
+                if team.local_rank:
+                    team.wait()  # the first process of each machine computes what is missing
+                found = cached_outputs(model, request, cache or default_cache())
+            except ImageError as error:  # the first; tell about all of them at once
+                raise unreadable_error(data) or error from error
             if not team.local_rank:
                 team.wait()
             return found

@@ -3,7 +3,7 @@
 from dra_train.data.cirr import load_cirr
 from dra_train.data.fashioniq import CATEGORIES, GALLERIES
 from dra_train.data.images import unreadable_error
-from dra_train.data.open import BUILTIN, FORMATS, builtin_dataset, dataset_root, open_dataset, read_dataset, splits_of
+from dra_train.data.open import BUILTIN, FORMATS, builtin_dataset, open_dataset, read_dataset, splits_of
 from dra_train.data.types import Dataset, Query, join, require_targets
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "Dataset",
     "Query",
     "builtin_dataset",
-    "dataset_root",
     "join",
     "load_cirr",
     "open_dataset",

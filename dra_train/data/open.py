@@ -123,19 +123,6 @@ def _require(there: bool, path: Path) -> None:
         raise DatasetError(f"{path} is no folder with a data set and no .jsonl file; check the path")
 
 
-def dataset_root(dataset: str | Path) -> Path:
-    """Return the folder of a data set: of the built-in one by the word ``builtin``.
-
-    DatasetError when it isn't there.
-    """
-    if str(dataset) == "builtin":
-        return builtin_dataset()
-    path = Path(dataset)
-    if not path.is_dir():
-        raise DatasetError(f"--dataset {path} is no folder; expected a data set in CIRR's format")
-    return path
-
-
 def builtin_dataset() -> Path:
     """Return the folder of emoji-cir, the data set inside the repository.
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dra_runtime.errors import UsageError
+from dra_runtime.errors import DatasetError, UsageError
 from dra_train.backbones import model_config, untrained_model
 from dra_train.checkpoint import load_checkpoint
 from dra_train.data import Dataset, load_cirr
@@ -237,3 +237,16 @@ def test_folder_that_cannot_be_made_fails_before_the_work(
         image.unlink()  # work on them would raise another error
     with pytest.raises(UsageError, match="can't be the run's folder"):
         fit(tiny_settings(), data, tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("cached", ["true", "false"])
+def test_images_that_cant_be_opened_are_told_of_together(
+    cirr_folder: Callable[..., Folder], tiny_settings: Settings, tmp_path: Path, cached: str
+) -> None:
+    data = load_cirr(cirr_folder().root, "train")
+    damaged = list(data.images)[:2]
+    for name in damaged:
+        data.images[name].write_bytes(b"no picture")
+    with pytest.raises(DatasetError, match=f"2 of {len(data.images)} images .*{damaged[0]}, {damaged[1]}"):
+        fit(tiny_settings(f"run.cache={cached}"), data, tmp_path / "run")
+    assert not (tmp_path / "run" / "ckpt.pt").exists()
