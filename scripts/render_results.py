@@ -49,10 +49,10 @@ true pairs alone; "stage 3's" was then shown the target beside near misses of th
 ± standard deviation. The columns at fixed mu are evidence: nothing was chosen by them."""
 
 RERANKING_WHY = """\
-What it can't say: TAC's tokens are those of the tower's last stage, while the query uses all stages, and it has two
-layers without residuals; its attention is nearly even ([attention.md](attention.md)), so that it compares two means
-more than two pictures. A larger tower with a trained TAC, on photographs, may do otherwise:
-`dra-train evaluate ckpt.pt --rerank 20` measures it."""
+What it can't say: why. TAC's tokens are those of the tower's last stage, while the query uses all stages, and it has
+two layers without residuals; its attention is nearly even ([attention.md](attention.md)), which suggests that it
+compares two means more than two pictures. No experiment here tells these causes apart. A larger tower with a trained
+TAC, on photographs, may do otherwise: `dra-train evaluate ckpt.pt --rerank 20` measures it."""
 
 LATENCY = """\
 PyTorch eager float32 and the bundle take turns in one run on the same threads; each call starts at preprocessed pixels
@@ -101,7 +101,7 @@ def results_page(results: dict[str, Any], machine: str) -> str:
     parts = [
         "# Results",
         "Every figure on this page comes from `benchmarks/results/` by `scripts/render_results.py`, and those files "
-        f"from one command: `scripts/make_results {machine}`. Machine: {where(results)}. No GPU was used.",
+        f"by the commands in `scripts/make_results {machine}`. Machine: {where(results)}. No GPU was used.",
         "## Demo recall",
         DEMO_RECALL,
         recall_table(results),
