@@ -1,0 +1,1 @@
+"""The commands of dra-export, one a file."""
