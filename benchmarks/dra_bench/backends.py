@@ -117,11 +117,7 @@ class BundleEncoder:
     """A bundle through dra_runtime, as a service calls it."""
 
     encoder: Encoder
-
-    @property
-    def name(self) -> str:
-        """What tables call it: the runtime's backend."""
-        return self.encoder.backend
+    name: str  #: what tables call it
 
     def text_tokens(self, texts: Sequence[str]) -> int:
         """Return the length of the longest text's token row; the runtime cuts there."""
@@ -151,6 +147,20 @@ class BundleEncoder:
 def pytorch_towers(model: DRA, cut: bool = False) -> PyTorchTowers:
     """Make the PyTorch contender from a checkpoint's model."""
     return PyTorchTowers(model, SimpleTokenizer(context_length=int(model.text.context_length)), cut)
+
+
+def bundle_encoders(encoders: Sequence[Encoder]) -> tuple[BundleEncoder, ...]:
+    """Make the contenders of bundles, named by backend and precision: float32 has none, twins get a number.
+
+    Such as ``onnxruntime-cpu``, ``onnxruntime-cpu int8``, ``onnxruntime-cpu #2``.
+    """
+    contenders: list[BundleEncoder] = []
+    for encoder in encoders:
+        precision = encoder.bundle.manifest.precision
+        name = encoder.backend if precision == "fp32" else f"{encoder.backend} {precision}"
+        twins = sum(other.name == name or other.name.startswith(f"{name} #") for other in contenders)
+        contenders.append(BundleEncoder(encoder, f"{name} #{twins + 1}" if twins else name))
+    return tuple(contenders)
 
 
 def _array(features: torch.Tensor) -> Floats:

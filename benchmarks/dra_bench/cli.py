@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from click.core import ParameterSource
 from PIL import Image
 
-from dra_bench.backends import BundleEncoder, pytorch_towers
+from dra_bench.backends import bundle_encoders, pytorch_towers
 from dra_bench.environment import BUSY, cpu_clock, environment, used_by_others
 from dra_bench.latency import (
+    AGREEMENT,
+    INT8_AGREEMENT,
     TEXT,
     Workload,
     check_agreement,
@@ -42,6 +45,7 @@ main = command_group(
     \b
     After a run (scripts/quickstart leaves one in runs/quickstart):
       dra-bench latency --bundle bundle/ --checkpoint ckpt.pt -o latency.json
+      dra-bench latency --bundle bundle/ --bundle bundle-int8/ --checkpoint ckpt.pt
       dra-bench recall  --bundle bundle/ --checkpoint ckpt.pt -o recall.json
       dra-bench report  runs/quickstart
     """,
@@ -60,8 +64,15 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead
 _output = click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the JSON to this file as well.")
 
 
-@main.command("latency", short_help="Time every part of a query, both ways.")
-@_bundle
+@main.command("latency", short_help="Time every part of a query, PyTorch beside one bundle or several.")
+@click.option(
+    "--bundle",
+    "bundles",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Bundle folder, from dra-export onnx; repeatable.",
+)
 @_checkpoint
 @click.option(
     "--batch",
@@ -85,7 +96,7 @@ _output = click.option("-o", "--output", type=click.Path(path_type=Path), help="
 @_json
 @_output
 def latency_command(
-    bundle: Path,
+    bundles: tuple[Path, ...],
     checkpoint: Path,
     batches: tuple[int, ...],
     text: str,
@@ -95,24 +106,32 @@ def latency_command(
     as_json: bool,
     output: Path | None,
 ) -> None:
-    """Time every part of a query: PyTorch eager beside the bundle, on the CPU.
+    """Time every part of a query: PyTorch eager beside the bundles, on the CPU.
 
     All rows are measured in one run and take turns, after warming up, with the garbage collector off. Each starts at
     preprocessed pixels and a string and ends at a numpy vector. PyTorch runs the model as it is used today: float32,
     eager, every text padded to 77 tokens; one more row has its text cut to its length. `query` has a new reference
     image, `query by id` one whose features are known.
 
+    Several bundles, such as one a precision, are compared with PyTorch and with the first float32 one among them.
+
     p99 of few samples is close to the slowest one: look at the number of samples.
     """
     check_output(output)
-    source, encoder = _open_both(bundle, checkpoint, threads)
-    pytorch, contender = pytorch_towers(source.model), BundleEncoder(encoder)
+    source, encoders = _open_all(bundles, checkpoint, threads)
+    pytorch, contenders = pytorch_towers(source.model), bundle_encoders(encoders)
+    encoder = encoders[0]
     selftest = encoder.bundle.selftest()
     images = tuple(Image.fromarray(array) for array in selftest["images"])
     work = Workload(images, encoder.preprocess, text)
     surroundings = environment(encoder.threads, shown_command())
-    agreement = check_agreement(pytorch, contender, work)
-    cells = latency_cells(pytorch, pytorch_towers(source.model, cut=True), contender, work, sorted(set(batches)))
+    precisions = [e.bundle.manifest.precision for e in encoders]
+    agreements = [
+        check_agreement(pytorch, contender, work, INT8_AGREEMENT if precision == "int8" else AGREEMENT)
+        for contender, precision in zip(contenders, precisions, strict=True)
+    ]
+    float32 = contenders[precisions.index("fp32")].name if "fp32" in precisions else None
+    cells = latency_cells(pytorch, pytorch_towers(source.model, cut=True), contenders, work, sorted(set(batches)))
     click.echo(f"timing {len(cells)} rows in turns on {surroundings['cpu']}, {encoder.threads} threads", err=True)
     before = cpu_clock()
     timings = _measure(cells, samples, seconds)
@@ -123,13 +142,23 @@ def latency_command(
         )
     if not timings.steady:
         click.echo("note: not every row had settled after the warm-up; --seconds gives it more time", err=True)
-    rows, ratios = latency_rows(timings), latency_ratios(timings)
+    rows, ratios = latency_rows(timings), latency_ratios(timings, float32)
     result = {
         "rows": rows,
         "ratios": ratios,
-        "environment": {**surroundings, "used_by_others_percent": others, **_identities(source, encoder)},
+        "environment": {**surroundings, "used_by_others_percent": others, **_identities(source, *encoders)},
+        "bundles": [
+            {
+                "backend": contender.name,
+                "bundle": path.resolve().name,
+                "bundle_id": contender.encoder.bundle_id,
+                "precision": precision,
+                "agreement": agreement,
+            }
+            for contender, path, precision, agreement in zip(contenders, bundles, precisions, agreements, strict=True)
+        ],
         "text": text,
-        "agreement": agreement,
+        "agreement": {part: min(found[part] for found in agreements) for part in agreements[0]},
         "warmup": {"rounds": timings.warmup_rounds, "steady": timings.steady},
         "raw_ms": raw_milliseconds(timings),
     }
@@ -169,7 +198,7 @@ def recall_command(
     Exit code 1 when a recall differs by more than the tolerance.
     """
     check_output(output)
-    source, encoder = _open_both(bundle, checkpoint, threads)
+    source, (encoder,) = _open_all((bundle,), checkpoint, threads)
     parts = [part for split in splits for part in open_dataset(dataset, split)]
     for part in parts:
         require_targets(part, "the comparison")
@@ -206,19 +235,22 @@ def report_command(run: Path, output: Path | None, dataset: str, count: int, see
         click.echo(f"{path} written")
 
 
-def _open_both(bundle: Path, checkpoint: Path, threads: int | None) -> tuple[Checkpoint, Encoder]:
-    """Open both contenders with the same number of threads.
+def _open_all(bundles: Sequence[Path], checkpoint: Path, threads: int | None) -> tuple[Checkpoint, tuple[Encoder, ...]]:
+    """Open all contenders with the same number of threads.
 
-    UsageError when the bundle came from another checkpoint.
+    UsageError when a bundle came from another checkpoint.
     """
     threads = checked_threads(threads)
     torch.set_num_threads(threads)
-    encoder = Encoder.open(bundle, threads=threads)
+    encoders = tuple(Encoder.open(bundle, threads=threads) for bundle in bundles)
     source = load_checkpoint(checkpoint)
-    made_from = encoder.bundle.manifest.provenance.get("checkpoint", {}).get("sha256")
-    if made_from != source.sha256:
-        raise UsageError(f"{bundle} was made from another checkpoint than {checkpoint}; give the one it was made from")
-    return source, encoder
+    for bundle, encoder in zip(bundles, encoders, strict=True):
+        made_from = encoder.bundle.manifest.provenance.get("checkpoint", {}).get("sha256")
+        if made_from != source.sha256:
+            raise UsageError(
+                f"{bundle} was made from another checkpoint than {checkpoint}; give the one it was made from"
+            )
+    return source, encoders
 
 
 def _measure(cells: list[Cell], samples: int | None, seconds: float) -> Timings:
@@ -233,11 +265,11 @@ def _measure(cells: list[Cell], samples: int | None, seconds: float) -> Timings:
         return measure(cells, samples, seconds, advance=advance)
 
 
-def _identities(source: Checkpoint, encoder: Encoder) -> dict[str, Any]:
+def _identities(source: Checkpoint, *encoders: Encoder) -> dict[str, Any]:
     return {
         "backbone": source.config.backbone,
-        "bundle_id": encoder.bundle_id,
-        "precision": encoder.bundle.manifest.precision,
+        "bundle_id": ", ".join(encoder.bundle_id for encoder in encoders),
+        "precision": ", ".join(encoder.bundle.manifest.precision for encoder in encoders),
         "checkpoint_sha256": source.sha256,
     }
 

@@ -1,4 +1,4 @@
-"""Latency of the parts of a query, PyTorch beside a bundle, and how many times as fast the bundle is."""
+"""Latency of the parts of a query, PyTorch beside one bundle or several, and how many times as fast they are."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ LABELS = {
     "query_by_id": "query by id",
 }
 AGREEMENT = 0.999  #: cosine below which two contenders can't be the same model
+INT8_AGREEMENT = 0.9  #: the same for INT8, which may move vectors; what that costs in recall, others measure
 TEXT = "is shorter with long sleeves and a darker blue collar"  #: ten words
 
 
@@ -48,14 +49,14 @@ class Workload:
 
 
 def latency_cells(
-    pytorch: Backend, pytorch_cut: Backend, bundle: Backend, work: Workload, batches: Sequence[int]
+    pytorch: Backend, pytorch_cut: Backend, bundles: Sequence[Backend], work: Workload, batches: Sequence[int]
 ) -> list[Cell]:
-    """List what is timed: every part by both contenders, PyTorch's text cut to its length, and preprocessing."""
+    """List what is timed: every part by all contenders, PyTorch's text cut to its length, and preprocessing."""
     cells: list[Cell] = []
     for batch in batches:
         pixels, texts = work.pixels(batch), work.texts(batch)
         image_features, text_features = pytorch.image(pixels), pytorch.text(texts)
-        for backend in (pytorch, bundle):
+        for backend in (pytorch, *bundles):
             cells += _part_cells(backend, pixels, texts, image_features, text_features)
         length = pytorch_cut.text_tokens(texts)
         cells.append(Cell(pytorch_cut.name, "text", batch, length, partial(pytorch_cut.text, texts)))
@@ -64,8 +65,8 @@ def latency_cells(
     return sorted(cells, key=lambda c: (PARTS.index(c.part), c.batch))
 
 
-def check_agreement(pytorch: Backend, bundle: Backend, work: Workload) -> dict[str, float]:
-    """Return the cosines between both contenders' vectors of the workload, by part.
+def check_agreement(pytorch: Backend, bundle: Backend, work: Workload, least: float = AGREEMENT) -> dict[str, float]:
+    """Return the cosines between both contenders' vectors of the workload, by part; ``least`` is asked of each.
 
     UsageError when they can't be the same model: a comparison of their speed would say nothing.
     """
@@ -77,10 +78,10 @@ def check_agreement(pytorch: Backend, bundle: Backend, work: Workload) -> dict[s
     }
     cosines = {part: _cosine(a, b) for part, (a, b) in pairs.items()}
     worst = min(cosines, key=lambda part: cosines[part])
-    if not cosines[worst] >= AGREEMENT:
+    if not cosines[worst] >= least:
         raise UsageError(
-            f"the bundle's {worst} vector isn't the checkpoint's (cosine {cosines[worst]:.4f}, expected at least "
-            f"{AGREEMENT}); export the bundle from this checkpoint"
+            f"the bundle's {worst} vector isn't the checkpoint's ({bundle.name}: cosine {cosines[worst]:.4f}, expected "
+            f"at least {least}); export the bundle from this checkpoint"
         )
     return {part: round(value, 8) for part, value in cosines.items()}
 
@@ -93,16 +94,17 @@ def latency_rows(timings: Timings) -> list[dict[str, Any]]:
     ]
 
 
-def latency_ratios(timings: Timings) -> list[dict[str, Any]]:
-    """Say how many times as fast the bundle is as PyTorch, part by part and batch by batch, with an interval.
+def latency_ratios(timings: Timings, float32: str | None = None) -> list[dict[str, Any]]:
+    """Say how many times as fast the bundles are as PyTorch, part by part and batch by batch, with an interval.
 
     Beside like with like there are two more comparisons: text against PyTorch with its text cut as well, and a
-    query by id against PyTorch's full query, which is what knowing the reference saves.
+    query by id against PyTorch's full query, which is what knowing the reference saves. ``float32`` names the bundle
+    that all other bundles are compared with as well, the same part with the same part.
     """
     columns = dict(zip(timings.cells, timings.samples_ns.T, strict=True))
     ratios = []
     for candidate in timings.cells:
-        for reference in _references(candidate, timings.cells):
+        for reference in _references(candidate, timings.cells, float32):
             ratio = speedup(columns[reference], columns[candidate])
             ratios.append(
                 {
@@ -129,7 +131,6 @@ def rows_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 ROWS_HEADER = ("part", "backend", "batch", "text tokens", "p50 ms", "p90 ms", "p99 ms", "samples")
-RATIOS_HEADER = ("the bundle", "against PyTorch eager", "batch", "times as fast", "95 % interval")
 
 
 def row_cells(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
@@ -145,18 +146,25 @@ def row_cells(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
         )
 
 
-def ratios_table(ratios: Iterable[Mapping[str, Any]]) -> str:
+def ratios_table(ratios: Sequence[Mapping[str, Any]]) -> str:
     """Lay the ratios out for people."""
-    return table(RATIOS_HEADER, ratio_cells(ratios))
+    return table(ratios_header(ratios), ratio_cells(ratios))
 
 
-def ratio_cells(ratios: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
-    """Write ratios as text, column by column as in `RATIOS_HEADER`."""
+def ratios_header(ratios: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Name the columns of `ratio_cells`."""
+    sides = ("a bundle", "against") if _several(ratios) else ("the bundle", "against PyTorch eager")
+    return (*sides, "batch", "times as fast", "95 % interval")
+
+
+def ratio_cells(ratios: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Write ratios as text, column by column as in `ratios_header`; of several bundles each cell says whose it is."""
+    name = _full_name if _several(ratios) else _name
     for ratio in ratios:
         low, high = ratio["interval"]
         yield (
-            _name(ratio["candidate"]),
-            _name(ratio["reference"]),
+            name(ratio["candidate"]),
+            name(ratio["reference"]),
             str(ratio["candidate"]["batch"]),
             times(ratio["times_as_fast"]),
             f"{times(low)} to {times(high)}",
@@ -166,9 +174,14 @@ def ratio_cells(ratios: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, ...]
 def find_ratio(
     ratios: Iterable[Mapping[str, Any]], part: str, against: str | None = None, batch: int = 1
 ) -> Mapping[str, Any] | None:
-    """Return the first ratio of ``part`` against a part of PyTorch's (the same where not said); None without one."""
+    """Return the first bundle's first ratio of ``part`` against a part of PyTorch's (the same where not said).
+
+    None without one.
+    """
     for ratio in ratios:
         reference, candidate = ratio["reference"], ratio["candidate"]
+        if reference["backend"] != PYTORCH:
+            continue
         if (candidate["part"], reference["part"], candidate["batch"]) == (part, against or part, batch):
             return ratio
     return None
@@ -187,14 +200,19 @@ def _part_cells(
     ]
 
 
-def _references(candidate: Cell, cells: Sequence[Cell]) -> Iterator[Cell]:
-    """Yield the PyTorch cells that a bundle's cell is compared with: the same part first, its longest text first."""
+def _references(candidate: Cell, cells: Sequence[Cell], float32: str | None) -> Iterator[Cell]:
+    """Yield the cells that a bundle's cell is compared with.
+
+    First PyTorch's: the same part first, its longest text first. Then the float32 bundle's.
+    """
     if candidate.backend == PYTORCH:
         return
     parts = (candidate.part, "query") if candidate.part == "query_by_id" else (candidate.part,)
     for part in parts:
         same = [c for c in cells if (c.backend, c.part, c.batch) == (PYTORCH, part, candidate.batch)]
         yield from sorted(same, key=lambda c: -(c.text_tokens or 0))
+    if candidate.backend != float32:
+        yield from (c for c in cells if (c.backend, c.part, c.batch) == (float32, candidate.part, candidate.batch))
 
 
 def _key(cell: Cell) -> dict[str, Any]:
@@ -204,6 +222,14 @@ def _key(cell: Cell) -> dict[str, Any]:
 def _name(key: Mapping[str, Any]) -> str:
     label = LABELS[key["part"]]
     return label if key["text_tokens"] is None else f"{label} ({key['text_tokens']} text tokens)"
+
+
+def _full_name(key: Mapping[str, Any]) -> str:
+    return f"{_name(key)}, {key['backend']}"
+
+
+def _several(ratios: Sequence[Mapping[str, Any]]) -> bool:
+    return len({ratio["candidate"]["backend"] for ratio in ratios}) > 1
 
 
 def _cosine(a: Floats, b: Floats) -> float:

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,9 +15,12 @@ from dra_bench.cli import main
 from dra_bench.shown import answer
 from dra_bench.write_report import gallery_ranking
 from dra_export.parity import verify
+from dra_runtime.bundle import Bundle
 from dra_runtime.cli import main as search
 from dra_runtime.encoder import Encoder
+from dra_runtime.files import write_json
 from dra_runtime.gallery import Gallery
+from dra_runtime.manifest import MANIFEST, bundle_id_of, manifest_to_dict
 from dra_train.backbones import model_config, untrained_model
 from dra_train.checkpoint import load_checkpoint, save_checkpoint
 from dra_train.cli import main as train
@@ -118,6 +122,9 @@ def test_latency_covers_every_batch_and_backend(measured, tiny_checkpoint):
     assert result["environment"]["checkpoint_sha256"] == hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()
     assert result["environment"]["command"].startswith("dra-bench latency --bundle bundle --checkpoint ckpt.pt")
     assert min(result["agreement"].values()) > 0.99999
+    (bundle,) = result["bundles"]
+    assert bundle["bundle_id"] == result["environment"]["bundle_id"]
+    assert bundle["agreement"] == result["agreement"]
 
 
 def test_no_result_tells_a_path_of_the_machine(measured):
@@ -142,6 +149,47 @@ def test_latency_prints_json_alone_where_asked(capsys, tiny_checkpoint, tiny_bun
     assert code == 0
     assert {row["text_tokens"] for row in json.loads(out)["rows"]} == {None, 3, 77}
     assert "timing" in err
+
+
+@pytest.fixture
+def int8_bundle(tiny_bundle, tmp_path):
+    """The tiny bundle under the name of another precision: what names and ratios follow from, not how it computes."""
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle-int8")
+    manifest = replace(Bundle.open(tiny_bundle).manifest, precision="int8")
+    write_json(folder / MANIFEST, manifest_to_dict(replace(manifest, bundle_id=bundle_id_of(manifest))))
+    return folder
+
+
+def test_several_bundles_take_turns_in_one_run(capsys, tmp_path, tiny_checkpoint, tiny_bundle, int8_bundle):
+    bundles = ("--bundle", int8_bundle, "--bundle", tiny_bundle, "--bundle", tiny_bundle)
+    words = (*bundles, "--checkpoint", tiny_checkpoint, "--threads", 1, "--samples", 11, "-o", tmp_path / "l.json")
+    code, out, _ = run(capsys, "latency", *words)
+    assert code == 0
+    result = json.loads((tmp_path / "l.json").read_text())
+    names = ["onnxruntime-cpu int8", "onnxruntime-cpu", "onnxruntime-cpu #2"]
+    assert [b["backend"] for b in result["bundles"]] == names
+    assert [b["precision"] for b in result["bundles"]] == ["int8", "fp32", "fp32"]
+    assert [b["bundle"] for b in result["bundles"]] == ["bundle-int8", "bundle", "bundle"]
+    ids = [Bundle.open(folder).manifest.bundle_id for folder in (int8_bundle, tiny_bundle, tiny_bundle)]
+    assert [b["bundle_id"] for b in result["bundles"]] == ids
+    assert all(min(b["agreement"].values()) > 0.99999 for b in result["bundles"])
+    assert result["environment"]["precision"] == "int8, fp32, fp32"
+    pairs = {(r["candidate"]["backend"], r["reference"]["backend"]) for r in result["ratios"]}
+    assert pairs == {(name, "pytorch-eager") for name in names} | {
+        ("onnxruntime-cpu int8", "onnxruntime-cpu"),
+        ("onnxruntime-cpu #2", "onnxruntime-cpu"),
+    }
+    assert {row["backend"] for row in result["rows"]} == {"pytorch-eager", "dra-runtime", *names}
+    assert "| image, onnxruntime-cpu int8 " in out
+
+
+def test_one_bundle_of_several_that_came_from_elsewhere_is_one_line(capsys, tmp_path, tiny_checkpoint, tiny_bundle):
+    foreign = shutil.copytree(tiny_bundle, tmp_path / "foreign")
+    manifest = Bundle.open(tiny_bundle).manifest
+    changed = replace(manifest, provenance={**manifest.provenance, "checkpoint": {"sha256": "0" * 64}})
+    write_json(foreign / MANIFEST, manifest_to_dict(replace(changed, bundle_id=bundle_id_of(changed))))
+    words = ("--bundle", tiny_bundle, "--bundle", foreign, "--checkpoint", tiny_checkpoint)
+    assert_one_line(*run(capsys, "latency", *words), "foreign was made from another checkpoint")
 
 
 def test_recall_is_equal_and_says_so(measured):

@@ -24,7 +24,9 @@ COSTS = {
     "pytorch-eager": {"image": 200, "text": 60, "compose": 10},
     "cut": {"image": 200, "text": 20, "compose": 10},
     "onnxruntime-cpu": {"image": 100, "text": 15, "compose": 5},
+    "onnxruntime-cpu int8": {"image": 40, "text": 5, "compose": 1},
 }
+INT8 = "onnxruntime-cpu int8"
 
 
 class FakeBackend:
@@ -71,9 +73,15 @@ def backends(clock):
     )
 
 
+def contenders(clock, *more):
+    """All that is timed, the bundles in a list."""
+    pytorch, cut, bundle = backends(clock)
+    return pytorch, cut, [bundle, *more]
+
+
 def timed(work, batches=(1,)):
     clock = [0]
-    cells = latency_cells(*backends(clock), work, batches)
+    cells = latency_cells(*contenders(clock), work, batches)
     return measure(cells, 11, 60, clock=lambda: clock[0], sleep=lambda _: None)
 
 
@@ -118,6 +126,55 @@ def test_ratios_compare_like_with_like_and_by_id_with_pytorchs_full_query(work):
     assert [r["times_as_fast"] for r in cut] == [pytest.approx(20 / 15, abs=1e-3)]
 
 
+def timed_with_int8(work):
+    clock = [0]
+    int8 = FakeBackend(clock, COSTS[INT8], INT8, 7)
+    cells = latency_cells(*contenders(clock, int8), work, [1])
+    return measure(cells, 11, 60, clock=lambda: clock[0], sleep=lambda _: None)
+
+
+def test_several_bundles_are_compared_with_pytorch_and_with_the_float32_one(work):
+    timings = timed_with_int8(work)
+    ratios = latency_ratios(timings, "onnxruntime-cpu")
+    found = {
+        (r["candidate"]["backend"], r["candidate"]["part"], r["reference"]["backend"], r["reference"]["part"]): r[
+            "times_as_fast"
+        ]
+        for r in ratios
+        if r["reference"]["text_tokens"] in (None, 77) or r["reference"]["backend"] != "pytorch-eager"
+    }
+    assert found[INT8, "image", "pytorch-eager", "image"] == 5
+    assert found[INT8, "image", "onnxruntime-cpu", "image"] == 2.5
+    assert found[INT8, "text", "onnxruntime-cpu", "text"] == 3
+    assert found[INT8, "query", "onnxruntime-cpu", "query"] == pytest.approx(120 / 46, abs=1e-3)
+    assert found[INT8, "query_by_id", "pytorch-eager", "query"] == 45
+    assert found["onnxruntime-cpu", "image", "pytorch-eager", "image"] == 2
+    assert not {key for key in found if key[0] == key[2]}
+    assert {key[3] for key in found if key[2] == "onnxruntime-cpu"} == set(COSTS[INT8]) | {"query", "query_by_id"}
+    assert find_ratio(ratios, "image")["times_as_fast"] == 2  # the first bundle's
+
+
+def test_a_table_of_several_bundles_says_whose_ratio_it_is(work):
+    lines = ratios_table(latency_ratios(timed_with_int8(work), "onnxruntime-cpu")).splitlines()
+    assert "against" in lines[0]
+    assert "PyTorch" not in lines[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert [f"image, {INT8}", "image, onnxruntime-cpu", "1", "2.50×", "2.50× to 2.50×"] in rows
+    assert ["image, onnxruntime-cpu", "image, pytorch-eager", "1", "2.00×", "2.00× to 2.00×"] in rows
+
+
+def test_a_bundle_first_in_the_list_is_compared_with_the_float32_one_behind_it(work):
+    clock = [0]
+    pytorch, cut, bundle = backends(clock)
+    cells = latency_cells(pytorch, cut, [FakeBackend(clock, COSTS[INT8], INT8, 7), bundle], work, [1])
+    timings = measure(cells, 11, 60, clock=lambda: clock[0], sleep=lambda _: None)
+    ratios = latency_ratios(timings, "onnxruntime-cpu")
+    assert find_ratio(ratios, "image")["times_as_fast"] == 5  # against PyTorch, though other ratios stand there too
+    pairs = {(r["candidate"]["backend"], r["reference"]["backend"]) for r in ratios}
+    assert (INT8, "onnxruntime-cpu") in pairs
+    assert ("onnxruntime-cpu", INT8) not in pairs
+
+
 def test_ratios_never_mix_batches(work):
     for ratio in latency_ratios(timed(work, (1, 4))):
         assert ratio["reference"]["batch"] == ratio["candidate"]["batch"]
@@ -134,10 +191,10 @@ def test_raw_samples_give_the_rows_again(work):
 
 def test_batches_reach_the_backends(work):
     clock = [0]
-    three = backends(clock)
-    for cell in latency_cells(*three, work, (1, 4)):
+    pytorch, cut, bundles = contenders(clock)
+    for cell in latency_cells(pytorch, cut, bundles, work, (1, 4)):
         cell.run()
-    assert all(backend.batches == {1, 4} for backend in three)
+    assert all(backend.batches == {1, 4} for backend in (pytorch, cut, *bundles))
 
 
 def test_tables_say_what_is_compared(work):
@@ -156,8 +213,12 @@ def test_another_models_bundle_is_refused(work):
     pytorch, _, bundle = backends(clock)
     assert check_agreement(pytorch, bundle, work) == {"image": 1.0, "text": 1.0, "query": 1.0}
     bundle.vector = (4.0, -3.0)
-    with pytest.raises(UsageError, match=r"cosine 0\.0000.*export the bundle from this checkpoint"):
+    with pytest.raises(UsageError, match=r"onnxruntime-cpu: cosine 0\.0000.*export the bundle from this checkpoint"):
         check_agreement(pytorch, bundle, work)
+    bundle.vector = (4.0, 2.0)  # cosine 0.894
+    with pytest.raises(UsageError, match=r"cosine 0\.8944, expected at least 0\.9\)"):
+        check_agreement(pytorch, bundle, work, 0.9)
+    assert check_agreement(pytorch, bundle, work, 0.89)["text"] == pytest.approx(20 / 5 / 20**0.5)
     bundle.vector = (np.nan, 1.0)
     with pytest.raises(UsageError, match="nan"):
         check_agreement(pytorch, bundle, work)
