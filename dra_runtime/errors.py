@@ -7,6 +7,11 @@ DraError
 ├── BundleError               a bundle that can't be used
 │   ├── BundleFormatError     its manifest breaks the format (docs/bundle.md)
 │   └── BundleIntegrityError  a file is missing, or isn't the one the manifest names
+├── EngineError               an engine that can't be used, or couldn't be built
+│   ├── EngineFormatError     its sidecar breaks the format (docs/engines.md)
+│   ├── EngineIntegrityError  the plan is missing, or isn't the one its sidecar names
+│   ├── EngineMismatchError   built for another GPU, library version or bundle
+│   └── PrecisionError        asked for half and came out as float32
 ├── CheckpointError           a checkpoint that can't be used
 ├── DatasetError              a data set that can't be read
 ├── TrainingError             a run that can't go on
@@ -36,6 +41,26 @@ class BundleFormatError(BundleError):
 
 class BundleIntegrityError(BundleError):
     """A bundle's file that is missing, or isn't the one the manifest names."""
+
+
+class EngineError(DraError):
+    """An engine that can't be used, or couldn't be built."""
+
+
+class EngineFormatError(EngineError):
+    """A sidecar that breaks the format in docs/engines.md."""
+
+
+class EngineIntegrityError(EngineError):
+    """A plan that is missing, or isn't the one its sidecar names."""
+
+
+class EngineMismatchError(EngineError):
+    """An engine built for another GPU, library version or bundle."""
+
+
+class PrecisionError(EngineError):
+    """A network that was asked for in half and came out as float32."""
 
 
 class CheckpointError(DraError):
