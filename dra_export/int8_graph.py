@@ -1,0 +1,127 @@
+"""Find by structure what of an image tower can run in INT8: the chain of its convolutions, cut into blocks."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+
+ACTIVATIONS = ("Relu", "Clip")
+# What ONNX Runtime computes on 8 bits between convolutions; leaving one out would leave INT8 at each of them.
+FOLLOWERS = (*ACTIVATIONS, "Add", "AveragePool", "GlobalAveragePool", "MaxPool", "Concat")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring nodes that enter or leave INT8 together; one tensor alone leads on to the next block."""
+
+    name: str  #: its place in the tower, such as ``"03: 3 Conv, 1 Add"``
+    outputs: tuple[str, ...]  #: a node is known by its first output, which is unique in a graph
+    macs: int  #: multiplications of its convolutions' weights; the size of their maps isn't counted
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The nodes of a graph that can run in INT8, in order."""
+
+    blocks: tuple[Block, ...]
+
+    @property
+    def convolutions(self) -> int:
+        """Count them: a tower with one or none gains nothing from INT8 activations."""
+        return sum(block.name.count("Conv") for block in self.blocks)
+
+
+def consumers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    """Return who reads each tensor; a graph's output is read by nobody here."""
+    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in graph.node:
+        for name in dict.fromkeys(node.input):
+            readers[name].append(node)
+    return readers
+
+
+def quantizable_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the convolutions with constant weights, and what follows them on maps without leaving INT8."""
+    constants = {tensor.name for tensor in graph.initializer}
+    inside: set[str] = set()
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "Conv":
+            takes = all(name in constants for name in node.input[1:])
+        elif node.op_type in FOLLOWERS:
+            values = node.input[:1] if node.op_type == "Clip" else node.input
+            takes = len(node.output) == 1 and all(name in inside for name in values)
+        else:
+            takes = False
+        if takes:
+            nodes.append(node)
+            inside.add(node.output[0])
+    return nodes
+
+
+def fused_activations(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> dict[str, str]:
+    """Return, by output, which of ``nodes`` are clamped by one activation alone, and that activation's output.
+
+    Such a pair is quantised once, behind the activation, whose clamping the range of 8 bits does then.
+    """
+    readers = consumers_of(graph)
+    outputs = {value.name for value in graph.output}
+    chosen = {node.output[0] for node in nodes}
+    fused = {}
+    for node in nodes:
+        name = node.output[0]
+        following = readers[name]
+        alone = len(following) == 1 and name not in outputs and node.op_type in ("Conv", "Add")
+        if alone and following[0].op_type in ACTIVATIONS and following[0].output[0] in chosen:
+            fused[name] = following[0].output[0]
+    return fused
+
+
+def chain_of(graph: onnx.GraphProto) -> Chain:
+    """Cut the nodes that can run in INT8 into blocks, wherever one tensor alone leads on.
+
+    A residual block is one block then, and so is a convolution with its activation outside of residual blocks.
+    """
+    nodes = quantizable_nodes(graph)
+    fused = fused_activations(graph, nodes)
+    place = {node.output[0]: i for i, node in enumerate(nodes)}
+    last = {
+        name: max((place[reader.output[0]] for reader in readers if reader.output[0] in place), default=-1)
+        for name, readers in consumers_of(graph).items()
+    }
+    weights = _weights_by_name(graph)
+    blocks: list[Block] = []
+    current: list[onnx.NodeProto] = []
+    live: set[str] = set()
+    for i, node in enumerate(nodes):
+        current.append(node)
+        live |= {name for name in (*node.input, node.output[0]) if name in last and name not in weights}
+        live = {name for name in live if last[name] > i}
+        if len(live) <= 1 and node.output[0] not in fused and any(n.op_type == "Conv" for n in current):
+            blocks.append(_block(len(blocks), current, weights))
+            current = []
+    if current:
+        if blocks:  # a pool or an Add at the end goes with the last block
+            tail = _block(len(blocks) - 1, current, weights)
+            whole = blocks.pop()
+            blocks.append(Block(whole.name, (*whole.outputs, *tail.outputs), whole.macs + tail.macs))
+        else:
+            blocks.append(_block(0, current, weights))
+    return Chain(tuple(blocks))
+
+
+def _block(number: int, nodes: Sequence[onnx.NodeProto], weights: dict[str, int]) -> Block:
+    counts: dict[str, int] = defaultdict(int)
+    for node in nodes:
+        counts[node.op_type] += 1
+    parts = ", ".join(f"{count} {kind}" for kind, count in counts.items() if kind not in ACTIVATIONS)
+    macs = sum(weights.get(node.input[1], 0) for node in nodes if node.op_type == "Conv")
+    return Block(f"{number:02}: {parts}", tuple(node.output[0] for node in nodes), macs)
+
+
+def _weights_by_name(graph: onnx.GraphProto) -> dict[str, int]:
+    return {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
