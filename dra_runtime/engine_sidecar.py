@@ -1,0 +1,368 @@
+"""What is known of an engine: the values of NAME.plan.json, parsed strictly into frozen dataclasses.
+
+`docs/engines.md` is the format.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dra_runtime.engine_host import LIBRARIES
+from dra_runtime.errors import EngineFormatError
+from dra_runtime.manifest import OPTIONAL_GRAPHS, REQUIRED_GRAPHS, TensorSpec
+
+FORMAT, VERSION = "dra-engine", 1
+PRECISIONS = ("fp32", "fp16")
+MAX_SIDECAR = 4 * 2**20  #: bytes
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_LIBRARY_VERSION = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){1,4}[A-Za-z0-9.+-]{0,32}")
+_CAPABILITY = re.compile(r"[0-9]{1,3}\.[0-9]")
+_SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_LINE = re.compile(r"[^\x00-\x1f\x7f]{1,1024}")
+
+Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  #: an input's smallest, usual and largest shape
+Profile = Mapping[str, Range]  #: one optimization profile: a range for every input
+
+
+@dataclass(frozen=True)
+class Island:
+    """Layers of one type that stay float32 for one reason."""
+
+    op: str
+    reason: str
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """Layers of the built engine by the type of their results, as the engine inspector tells it on a GPU."""
+
+    half: int
+    single: int
+    other: int
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the parsed network computes in; ``inspected`` is None where no GPU was there to open the engine.
+
+    Tensors are what layers compute: constants, casts and reshapes don't count. Products are the results of
+    convolutions and matrix products, where the time goes.
+    """
+
+    half_tensors: int
+    float_tensors: int
+    half_products: int
+    float_products: int
+    islands: tuple[Island, ...] = ()
+    inspected: Inspected | None = None
+
+    @property
+    def half_share(self) -> float:
+        """Return the share of half tensors among the floating-point ones, 0 to 1."""
+        return round(self.half_tensors / max(1, self.half_tensors + self.float_tensors), 4)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an engine runs.
+
+    ``compute_capabilities`` were named when it was built; empty for a TensorRT-RTX engine that runs on all from 8.0.
+    ``gpu`` is the one that it was built on, where the library builds for a GPU at hand.
+    """
+
+    platform: str
+    compute_capabilities: tuple[str, ...]
+    gpu: str | None
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """The options that rebuild the engine: batch sizes, workspace in bytes (None: the library's own limit)."""
+
+    min_batch: int
+    opt_batch: int
+    max_batch: int
+    workspace: int | None = None
+
+
+@dataclass(frozen=True)
+class EngineSidecar:
+    """Everything that is known of a plan."""
+
+    graph: str
+    bundle_id: str
+    onnx_sha256: str
+    plan: str  #: file name
+    plan_sha256: str
+    plan_size: int  #: bytes
+    library: str
+    library_version: str
+    target: Target
+    precision: str
+    proof: Proof
+    profiles: tuple[Profile, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    build: BuildOptions
+    versions: Mapping[str, str]  #: of the libraries that built it
+
+
+def sidecar_from_json(text: bytes) -> EngineSidecar:
+    """Parse a sidecar's text; it must keep every rule of docs/engines.md, or EngineFormatError names the place."""
+    if len(text) > MAX_SIDECAR:
+        raise EngineFormatError(f"more than {MAX_SIDECAR} bytes; a sidecar is shorter")
+    try:
+        values = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+        return _sidecar(values)
+    except RecursionError as error:
+        raise EngineFormatError("too deeply nested") from error
+    except ValueError as error:
+        raise EngineFormatError(f"no JSON ({error})") from error
+
+
+def sidecar_to_dict(sidecar: EngineSidecar) -> dict[str, Any]:
+    """Return the plain values that go into NAME.plan.json."""
+    target, proof, build = sidecar.target, sidecar.proof, sidecar.build
+    inspected = proof.inspected
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "graph": sidecar.graph,
+        "bundle_id": sidecar.bundle_id,
+        "onnx_sha256": sidecar.onnx_sha256,
+        "plan": {"file": sidecar.plan, "sha256": sidecar.plan_sha256, "size": sidecar.plan_size},
+        "library": sidecar.library,
+        "library_version": sidecar.library_version,
+        "target": {
+            "platform": target.platform,
+            "compute_capabilities": list(target.compute_capabilities),
+            "gpu": target.gpu,
+            "hardware_compatible": target.hardware_compatible,
+            "version_compatible": target.version_compatible,
+        },
+        "precision": sidecar.precision,
+        "proof": {
+            "half_share": proof.half_share,
+            "half_tensors": proof.half_tensors,
+            "float_tensors": proof.float_tensors,
+            "half_products": proof.half_products,
+            "float_products": proof.float_products,
+            "islands": [{"op": i.op, "reason": i.reason, "layers": list(i.layers)} for i in proof.islands],
+            "inspected": None
+            if inspected is None
+            else {"half": inspected.half, "single": inspected.single, "other": inspected.other},
+        },
+        "profiles": [
+            {name: dict(zip(("min", "opt", "max"), map(list, shapes), strict=True)) for name, shapes in profile.items()}
+            for profile in sidecar.profiles
+        ],
+        "inputs": [_tensor_to_dict(tensor) for tensor in sidecar.inputs],
+        "outputs": [_tensor_to_dict(tensor) for tensor in sidecar.outputs],
+        "build": {
+            "min_batch": build.min_batch,
+            "opt_batch": build.opt_batch,
+            "max_batch": build.max_batch,
+            "workspace": build.workspace,
+        },
+        "versions": dict(sidecar.versions),
+    }
+
+
+def _sidecar(values: Any) -> EngineSidecar:
+    top = _keys(
+        values,
+        "the sidecar",
+        "format version graph bundle_id onnx_sha256 plan library library_version target precision proof profiles "
+        "inputs outputs build versions",
+    )
+    _one_of(top["format"], "format", (FORMAT,))
+    if top["version"] != VERSION or type(top["version"]) is not int:
+        raise _broken("version", top["version"], f"{VERSION}; install the toolkit that built the engine")
+    plan = _keys(top["plan"], "plan", "file sha256 size")
+    inputs = _tensors(top["inputs"], "inputs")
+    return EngineSidecar(
+        graph=_one_of(top["graph"], "graph", (*REQUIRED_GRAPHS, *OPTIONAL_GRAPHS)),
+        bundle_id=_text(top["bundle_id"], "bundle_id", _SHA256, "64 hexadecimal digits"),
+        onnx_sha256=_text(top["onnx_sha256"], "onnx_sha256", _SHA256, "64 hexadecimal digits"),
+        plan=_text(plan["file"], "plan.file", _FILE_NAME, "a plain file name"),
+        plan_sha256=_text(plan["sha256"], "plan.sha256", _SHA256, "64 hexadecimal digits"),
+        plan_size=_whole(plan["size"], "plan.size", 1, 2**53),
+        library=_one_of(top["library"], "library", LIBRARIES),
+        library_version=_text(top["library_version"], "library_version", _LIBRARY_VERSION, "a version such as 10.13.0"),
+        target=_target(top["target"]),
+        precision=_one_of(top["precision"], "precision", PRECISIONS),
+        proof=_proof(top["proof"]),
+        profiles=_profiles(top["profiles"], inputs),
+        inputs=inputs,
+        outputs=_tensors(top["outputs"], "outputs"),
+        build=_build(top["build"]),
+        versions=_versions(top["versions"]),
+    )
+
+
+def _target(values: Any) -> Target:
+    target = _keys(values, "target", "platform compute_capabilities gpu hardware_compatible version_compatible")
+    return Target(
+        platform=_text(target["platform"], "target.platform", _LINE, "a platform such as linux-x86_64"),
+        compute_capabilities=tuple(
+            _text(value, "target.compute_capabilities", _CAPABILITY, "compute capabilities such as '8.9'")
+            for value in _list(target["compute_capabilities"], "target.compute_capabilities")
+        ),
+        gpu=None if target["gpu"] is None else _text(target["gpu"], "target.gpu", _LINE, "a GPU's name or null"),
+        hardware_compatible=_flag(target["hardware_compatible"], "target.hardware_compatible"),
+        version_compatible=_flag(target["version_compatible"], "target.version_compatible"),
+    )
+
+
+def _proof(values: Any) -> Proof:
+    counted = "half_tensors float_tensors half_products float_products"
+    proof = _keys(values, "proof", f"half_share {counted} islands inspected")
+    counts = {name: _whole(proof[name], f"proof.{name}", 0, 2**31) for name in counted.split()}
+    islands = []
+    for number, value in enumerate(_list(proof["islands"], "proof.islands")):
+        place = f"proof.islands[{number}]"
+        island = _keys(value, place, "op reason layers")
+        layers = tuple(_text(name, place, _LINE, "layers' names") for name in _list(island["layers"], place))
+        op = _text(island["op"], place, _LINE, "a layer's type")
+        islands.append(Island(op, _text(island["reason"], place, _LINE, "a reason"), layers))
+    inspected = None
+    if proof["inspected"] is not None:
+        kinds = _keys(proof["inspected"], "proof.inspected", "half single other")
+        inspected = Inspected(**{k: _whole(v, f"proof.inspected.{k}", 0, 2**31) for k, v in kinds.items()})
+    parsed = Proof(**counts, islands=tuple(islands), inspected=inspected)
+    if type(proof["half_share"]) not in (int, float) or proof["half_share"] != parsed.half_share:
+        raise _broken("proof.half_share", proof["half_share"], f"{parsed.half_share}, what the counts beside it give")
+    return parsed
+
+
+def _profiles(values: Any, inputs: tuple[TensorSpec, ...]) -> tuple[Profile, ...]:
+    profiles = []
+    for number, value in enumerate(_list(values, "profiles")):
+        place = f"profiles[{number}]"
+        shapes = _keys(value, place, " ".join(tensor.name for tensor in inputs))
+        profiles.append(
+            {tensor.name: _range(shapes[tensor.name], f"{place}.{tensor.name}", tensor) for tensor in inputs}
+        )
+    if not profiles:
+        raise _broken("profiles", [], "at least one")
+    return tuple(profiles)
+
+
+def _range(values: Any, place: str, tensor: TensorSpec) -> Range:
+    ends = _keys(values, place, "min opt max")
+    least, usual, most = (
+        tuple(_whole(size, f"{place}.{end}", 1, 2**31) for size in _list(ends[end], place))
+        for end in ("min", "opt", "max")
+    )
+    fits = len(least) == len(usual) == len(most) == len(tensor.shape) and all(
+        a <= b <= c and (isinstance(size, str) or a == c == size)
+        for a, b, c, size in zip(least, usual, most, tensor.shape, strict=True)
+    )
+    if not fits:
+        raise _broken(place, values, f"rising shapes of {tensor.name}, {list(tensor.shape)}")
+    return least, usual, most
+
+
+def _tensors(values: Any, place: str) -> tuple[TensorSpec, ...]:
+    tensors = []
+    for number, value in enumerate(_list(values, place)):
+        here = f"{place}[{number}]"
+        tensor = _keys(value, here, "name dtype shape")
+        shape = tuple(
+            _text(size, f"{here}.shape", _SYMBOL, "numbers and symbols")
+            if isinstance(size, str)
+            else _whole(size, f"{here}.shape", 1, 2**31)
+            for size in _list(tensor["shape"], f"{here}.shape")
+        )
+        name = _text(tensor["name"], f"{here}.name", _SYMBOL, "a name")
+        tensors.append(TensorSpec(name, _one_of(tensor["dtype"], f"{here}.dtype", ("float32", "int32")), shape))
+    if not tensors or len({tensor.name for tensor in tensors}) != len(tensors):
+        raise _broken(place, [tensor.name for tensor in tensors], "at least one tensor, and each name once")
+    return tuple(tensors)
+
+
+def _build(values: Any) -> BuildOptions:
+    build = _keys(values, "build", "min_batch opt_batch max_batch workspace")
+    least, usual, most = (
+        _whole(build[name], f"build.{name}", 1, 2**20) for name in ("min_batch", "opt_batch", "max_batch")
+    )
+    if not least <= usual <= most:
+        raise _broken("build", [least, usual, most], "min_batch, opt_batch and max_batch in rising order")
+    space = build["workspace"]
+    return BuildOptions(least, usual, most, None if space is None else _whole(space, "build.workspace", 1, 2**53))
+
+
+def _versions(values: Any) -> dict[str, str]:
+    if not isinstance(values, dict):
+        raise _broken("versions", values, "an object")
+    return {
+        _text(name, "versions", _LINE, "names"): _text(value, f"versions.{name}", _LINE, "a version")
+        for name, value in values.items()
+    }
+
+
+def _tensor_to_dict(tensor: TensorSpec) -> dict[str, Any]:
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
+
+
+def _keys(values: Any, place: str, expected: str) -> dict[str, Any]:
+    names = expected.split()
+    if not isinstance(values, dict) or sorted(values) != sorted(names):
+        found = sorted(values) if isinstance(values, dict) else values
+        raise _broken(place, found, f"exactly the keys {', '.join(names)}")
+    return values
+
+
+def _list(value: Any, place: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise _broken(place, value, "a list")
+    return value
+
+
+def _text(value: Any, place: str, pattern: re.Pattern[str], expected: str) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise _broken(place, value, expected)
+    return value
+
+
+def _one_of(value: Any, place: str, allowed: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        raise _broken(place, value, " or ".join(map(repr, allowed)))
+    return value
+
+
+def _whole(value: Any, place: str, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise _broken(place, value, f"a whole number from {least} to {most}")
+    return int(value)
+
+
+def _flag(value: Any, place: str) -> bool:
+    if not isinstance(value, bool):
+        raise _broken(place, value, "true or false")
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise EngineFormatError("a key stands twice in one object; expected each once")
+    return values
+
+
+def _no_constant(name: str) -> Any:
+    raise EngineFormatError(f"{name} is no JSON number")
+
+
+def _broken(place: str, found: Any, expected: str) -> EngineFormatError:
+    text = repr(found)
+    return EngineFormatError(f"{place} has {text if len(text) <= 80 else text[:77] + '...'}; expected {expected}")
