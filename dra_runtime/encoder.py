@@ -207,17 +207,7 @@ class Encoder:
         TextError
             A text is empty, blank, or no string.
         """
-        rows = []
-        for number, text in enumerate([texts] if isinstance(texts, str) else _iterable(texts, "texts")):
-            if not isinstance(text, str):
-                raise TextError(f"text {number} is a {type(text).__name__}; give a string")
-            if len(text) > MAX_TEXT:
-                raise TextError(f"text {number} has {len(text)} characters; give at most {MAX_TEXT}")
-            ids = self._tokenizer.encode(text)
-            if len(ids) == 2:
-                raise TextError(f"text {number} is {text[:40]!r}, with nothing to search for; give at least one word")
-            rows.append(ids)
-        return rows
+        return token_rows(self._tokenizer, texts)
 
     def compose(self, image_features: npt.ArrayLike, text_features: npt.ArrayLike) -> Features:
         """Compose queries from raw image and text features, pair by pair.
@@ -276,6 +266,27 @@ class Encoder:
         if spec is None:
             raise UsageError(f"{self._bundle.path} has no {graph}; it has {', '.join(self._bundle.manifest.graphs)}")
         return open_onnxruntime_cpu(self._bundle.file(spec.file), spec, self._threads)
+
+
+def token_rows(tokenizer: Tokenizer, texts: str | Iterable[str]) -> list[list[int]]:
+    """Return each text's token ids, from the start to the end token.
+
+    Raises
+    ------
+    TextError
+        A text is empty, blank, too long, or no string.
+    """
+    rows = []
+    for number, text in enumerate([texts] if isinstance(texts, str) else _iterable(texts, "texts")):
+        if not isinstance(text, str):
+            raise TextError(f"text {number} is a {type(text).__name__}; give a string")
+        if len(text) > MAX_TEXT:
+            raise TextError(f"text {number} has {len(text)} characters; give at most {MAX_TEXT}")
+        ids = tokenizer.encode(text)
+        if len(ids) == 2:
+            raise TextError(f"text {number} is {text[:40]!r}, with nothing to search for; give at least one word")
+        rows.append(ids)
+    return rows
 
 
 def checked_features(values: npt.ArrayLike, name: str, dim: int) -> Features:
