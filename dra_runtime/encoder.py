@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,15 +32,23 @@ class Encoder:
     """A bundle, opened for encoding. Make one with `Encoder.open`.
 
     Safe to share between threads. A graph is loaded when it is first needed: a query by text and id never loads the
-    image encoder. Memory stays the same for any number of inputs, apart from the result.
+    image encoder. Memory stays the same for any number of inputs, apart from the result. ``sessions`` were opened
+    elsewhere, by name of their graph, and run in place of the bundle's own.
     """
 
-    def __init__(self, bundle: Bundle, backend: str, threads: int, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: str,
+        threads: int,
+        tokenizer: Tokenizer,
+        sessions: Mapping[str, Session] | None = None,
+    ) -> None:
         self._bundle = bundle
         self._backend = backend
         self._threads = threads
         self._tokenizer = tokenizer
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, Session] = dict(sessions or {})
         self._lock = threading.Lock()
 
     @classmethod

@@ -17,7 +17,7 @@ def test_verify_prints_json_and_records_the_result(tiny_bundle: Path, tiny_check
     assert result.exit_code == 0, result.output
     values = json.loads(result.stdout)
     assert values["passed"] is True
-    assert {"min_cosine", "max_abs", "pairs"} == set(values["graphs"]["text_encoder"])
+    assert {"min_cosine", "p01_cosine", "max_abs", "pairs"} == set(values["graphs"]["text_encoder"])
     assert Bundle.open(bundle).manifest.parity == {**values, "recall": None}
 
 

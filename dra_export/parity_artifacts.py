@@ -1,0 +1,128 @@
+"""What runs a bundle's graphs: the bundle itself, its half graphs rounded as hardware rounds them, and its engines."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dra_export.parity_limits import LIMITS, Limits, limits_of
+from dra_runtime.encoder import Encoder
+from dra_runtime.engine_file import EngineSidecar, check_host, check_plan_bytes, read_sidecar, rebuild_command
+from dra_runtime.engine_host import Host, this_host
+from dra_runtime.errors import EngineError, EngineMismatchError
+from dra_runtime.sessions import ONNXRUNTIME_CPU, Session, open_onnxruntime_cpu
+
+ENGINES = "engines"
+EMULATED = "half emulated"
+WHOLE = ("image_encoder", "text_encoder", "compositor")  #: without these, no query is answered
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One way to run a bundle; ``graphs`` are those that it has."""
+
+    name: str  #: "" for the bundle itself
+    precision: str
+    encoder: Encoder
+    graphs: tuple[str, ...]
+    limits: Limits
+
+    @property
+    def answers_queries(self) -> bool:
+        """Tell whether it has all graphs that a query needs."""
+        return all(graph in self.graphs for graph in WHOLE)
+
+
+@dataclass(frozen=True)
+class Engines:
+    """The engines of a bundle: those that run here, by the name of their folder, and why others don't."""
+
+    usable: Mapping[str, Mapping[Path, EngineSidecar]]
+    not_run: tuple[str, ...]  #: a line each: this host lacks something
+    broken: tuple[str, ...]  #: a line each: the file isn't what it says
+
+
+def bundle_artifact(encoder: Encoder) -> Artifact:
+    """Return the bundle as its users run it."""
+    manifest = encoder.bundle.manifest
+    return Artifact("", manifest.precision, encoder, tuple(manifest.graphs), limits_of(manifest))
+
+
+def other_artifacts(encoder: Encoder, engines: Engines) -> Iterator[Artifact]:
+    """Open what else there is to compare, one after another, so that only one is in memory."""
+    manifest = encoder.bundle.manifest
+    if manifest.precision == "fp16" and encoder.backend == ONNXRUNTIME_CPU:
+        yield Artifact(EMULATED, "fp16", emulated_encoder(encoder), tuple(manifest.graphs), limits_of(manifest))
+    for key, plans in engines.usable.items():
+        sessions = {sidecar.graph: _engine_session(plan) for plan, sidecar in plans.items()}
+        precision = next(iter(plans.values())).precision
+        limits = LIMITS.get(precision, limits_of(manifest))
+        backend = next(iter(sessions.values())).backend
+        runs = with_sessions(encoder, backend, sessions)
+        yield Artifact(f"{ENGINES}/{key}", precision, runs, tuple(sessions), limits)
+
+
+def emulated_encoder(encoder: Encoder) -> Encoder:
+    """Return an encoder whose half graphs round every half value, which ONNX Runtime's CPU doesn't do by itself."""
+    import onnx
+
+    from dra_export.half_emulation import emulation_from_half
+
+    sessions = {}
+    with tempfile.TemporaryDirectory(prefix="dra-verify-") as folder:
+        for name, spec in encoder.bundle.manifest.graphs.items():
+            path = Path(folder) / spec.file
+            onnx.save(emulation_from_half(onnx.load(str(encoder.bundle.file(spec.file)))), path)
+            sessions[name] = open_onnxruntime_cpu(path, spec, encoder.threads)
+            path.unlink()
+    return with_sessions(encoder, encoder.backend, sessions)
+
+
+def with_sessions(encoder: Encoder, backend: str, sessions: Mapping[str, Session]) -> Encoder:
+    """Return an encoder of the same bundle that runs graphs elsewhere."""
+    return Encoder(encoder.bundle, backend, encoder.threads, encoder.tokenizer, sessions)
+
+
+def engines_of(encoder: Encoder, host: Host | None = None) -> Engines:
+    """Look through a bundle's engines: which can run on ``host`` (default: this machine), and why the others can't."""
+    usable: dict[str, dict[Path, EngineSidecar]] = {}
+    not_run, broken = [], []
+    plans = sorted((encoder.bundle.path / ENGINES).glob("*/*.plan"))
+    host = (host or this_host()) if plans else host
+    for plan in plans:
+        assert host is not None
+        try:
+            sidecar = read_sidecar(plan)
+            check_plan_bytes(plan, sidecar)
+            if sidecar.bundle_id != encoder.bundle_id:
+                raise EngineError(
+                    f"{plan}: built from bundle {sidecar.bundle_id[:12]}, not from {encoder.bundle_id[:12]}; build it "
+                    f"again: {rebuild_command(plan, sidecar)}"
+                )
+            check_host(plan, sidecar, host)
+            usable.setdefault(plan.parent.name, {})[plan] = sidecar
+        except EngineMismatchError as error:
+            not_run.append(str(error))
+        except EngineError as error:
+            broken.append(str(error))
+    return Engines(usable, _shortened(not_run), tuple(broken))
+
+
+def _shortened(lines: list[str]) -> tuple[str, ...]:
+    """Return one line for all that say the same of another plan in a folder."""
+    by_reason: dict[str, list[str]] = {}
+    for line in lines:
+        plan, _, reason = line.partition(": ")
+        by_reason.setdefault(f"{Path(plan).parent}: {reason.partition(';')[0]}", []).append(line)
+    return tuple(
+        lines[0] + (f" ({len(lines) - 1} more plans of that folder: the same)" if len(lines) > 1 else "")
+        for lines in by_reason.values()
+    )
+
+
+def _engine_session(plan: Path) -> Session:
+    from dra_export.engine_runner import open_engine
+
+    return open_engine(plan)
