@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,17 +26,32 @@ from dra_runtime.files import write_json
 from dra_runtime.manifest import MANIFEST, SELFTEST, manifest_to_dict
 from dra_runtime.selfcheck import require_selfcheck
 from dra_train.checkpoint import Checkpoint
+from dra_train.model import DRA
 from dra_train.vocabulary import clip_tokenizer
 
 MERGES = "merges.txt"
 _DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT32: "int32"}
 
 
-def write_bundle(checkpoint: Checkpoint, out: Path, overwrite: bool = False) -> Bundle:
-    """Export a checkpoint to a float32 bundle at ``out``.
+Lower = Callable[[Mapping[str, Path], DRA], dict[str, Any]]  #: float32 graphs on disk -> lower precision, in place
+
+
+def write_bundle(
+    checkpoint: Checkpoint, out: Path, overwrite: bool = False, precision: str = "fp32", lower: Lower | None = None
+) -> Bundle:
+    """Export a checkpoint to a bundle at ``out``.
 
     The bundle is made under a temporary name, has to pass its own selftest from disk, and is then renamed. The same
     checkpoint and library versions give the same bundle_id.
+
+    Parameters
+    ----------
+    checkpoint, out, overwrite
+        What is exported, where to, and whether a bundle that stands there is replaced.
+    precision, lower
+        ``"fp32"``, or the precision that ``lower`` brings the float32 graphs to: it gets their paths, without the
+        joined query's, and the model, and returns what the provenance says of it
+        (`dra_export.half_graphs.halve_graphs`, `dra_export.int8.quantize_graphs`).
 
     Raises
     ------
@@ -46,11 +62,11 @@ def write_bundle(checkpoint: Checkpoint, out: Path, overwrite: bool = False) -> 
     SelfCheckError
         The graphs on disk don't reproduce PyTorch's vectors.
     """
-    _check_target(out, overwrite)
+    check_target(out, overwrite)
     work = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         work.mkdir(parents=True)
-        _fill(work, checkpoint)
+        _fill(work, checkpoint, precision, lower)
         require_selfcheck(Encoder.open(work))
         _put_in_place(work, out)
     except OSError as error:
@@ -67,24 +83,26 @@ def record_parity(bundle: Bundle, parity: dict[str, Any]) -> Bundle:
     return Bundle(bundle.path, manifest)
 
 
-def _fill(folder: Path, checkpoint: Checkpoint) -> None:
+def _fill(folder: Path, checkpoint: Checkpoint, precision: str, lower: Lower | None) -> None:
     model = checkpoint.model
     graphs = graphs_of(model)
     paths = {graph.name: folder / f"{graph.name}.onnx" for graph in graphs}
-    with progress(len(graphs) + 1, "exporting") as advance:
+    parts = {name: path for name, path in paths.items() if name != "query"}
+    with progress(len(parts), "tracing graphs") as advance:
         for graph in graphs:
-            if graph.name == "query":
-                write_query_onnx(paths, graph, paths["query"])
-            else:
-                write_onnx(graph, paths[graph.name])
-            advance(1)
-        tokenizer = clip_tokenizer(model.text.context_length)
-        (folder / MERGES).write_text("".join(f"{merge}\n" for merge in tokenizer.merges), encoding="utf-8")
-        np.savez(folder / SELFTEST, allow_pickle=False, **make_selftest(model))
-        advance(1)
+            if graph.name in parts:
+                write_onnx(graph, parts[graph.name])
+                advance(1)
+    details = {precision: _plain(lower(parts, model))} if lower else {}
+    for graph in graphs:
+        if graph.name == "query":
+            write_query_onnx(parts, graph, paths["query"])
+    tokenizer = clip_tokenizer(model.text.context_length)
+    (folder / MERGES).write_text("".join(f"{merge}\n" for merge in tokenizer.merges), encoding="utf-8")
+    np.savez(folder / SELFTEST, allow_pickle=False, **make_selftest(model))
     manifest = Manifest(
         bundle_id="",
-        precision="fp32",
+        precision=precision,
         files={path.name: _file_entry(path) for path in sorted(folder.iterdir())},
         graphs={name: _graph_spec(path) for name, path in paths.items()},
         preprocess=model.preprocess,
@@ -97,6 +115,7 @@ def _fill(folder: Path, checkpoint: Checkpoint) -> None:
             "model": _plain(model.config.to_dict()),
             "opset": OPSET,
             "versions": {name: version(name) for name in ("dra-toolkit", "torch", "onnx", "onnxscript")},
+            **details,
         },
     )
     _write_manifest(folder, replace(manifest, bundle_id=bundle_id_of(manifest)))
@@ -140,7 +159,8 @@ def _put_in_place(work: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_target(out: Path, overwrite: bool) -> None:
+def check_target(out: Path, overwrite: bool) -> None:
+    """Raise UsageError if ``out`` exists and isn't a bundle, or one that may not be replaced."""
     if not out.exists():
         return
     if not (out / MANIFEST).is_file():

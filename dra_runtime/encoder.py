@@ -273,7 +273,8 @@ class Encoder:
         spec = self._bundle.manifest.graphs.get(graph)
         if spec is None:
             raise UsageError(f"{self._bundle.path} has no {graph}; it has {', '.join(self._bundle.manifest.graphs)}")
-        return open_onnxruntime_cpu(self._bundle.file(spec.file), spec, self._threads)
+        half = self._bundle.manifest.precision == "fp16"
+        return open_onnxruntime_cpu(self._bundle.file(spec.file), spec, self._threads, half)
 
 
 def token_rows(tokenizer: Tokenizer, texts: str | Iterable[str]) -> list[list[int]]:

@@ -81,8 +81,11 @@ def checked_threads(threads: int | None) -> int:
     return threads
 
 
-def open_onnxruntime_cpu(path: Path, spec: GraphSpec, threads: int) -> Session:
+def open_onnxruntime_cpu(path: Path, spec: GraphSpec, threads: int, half: bool = False) -> Session:
     """Open a graph in ONNX Runtime on the CPU and compare it with its manifest entry.
+
+    ``half`` says that the graph is half precision inside, as a bundle of precision fp16 has them. ONNX Runtime's CPU
+    backend computes such graphs in float32: right, but no faster than a float32 graph.
 
     Raises
     ------
@@ -99,6 +102,9 @@ def open_onnxruntime_cpu(path: Path, spec: GraphSpec, threads: int) -> Session:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    if half:
+        # Beyond this level ONNX Runtime 1.32 crashes the process on some half graphs (MatmulTransposeFusion)
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.log_severity_level = 4  # failures come as exceptions; the log would say them a second time on stderr
     # Waiting threads sleep. Spinning ones would keep every core of an idle service busy, and take them from its
     # neighbours: beside other work, queries were slower with it.

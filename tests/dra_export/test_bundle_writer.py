@@ -85,7 +85,7 @@ def test_what_is_there_is_not_replaced_unasked(tiny_checkpoint: Path, tiny_bundl
 def test_a_bundle_that_fails_its_selftest_never_appears(
     tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fill_with_wrong_references(folder: Path, checkpoint: Checkpoint) -> None:
+    def fill_with_wrong_references(folder: Path, *_: object) -> None:
         shutil.copytree(tiny_bundle, folder, dirs_exist_ok=True)
         with np.load(folder / "selftest.npz") as file:
             arrays = {**file, "text_features": np.roll(file["text_features"], 1, axis=0)}
@@ -105,7 +105,7 @@ def test_the_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(
     tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    monkeypatch.setattr(bundle_writer, "_fill", lambda folder, _: shutil.copytree(out, folder, dirs_exist_ok=True))
+    monkeypatch.setattr(bundle_writer, "_fill", lambda folder, *_: shutil.copytree(out, folder, dirs_exist_ok=True))
     rename = Path.rename
 
     def fail_for_the_new_one(self: Path, target: Path) -> Path:
