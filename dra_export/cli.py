@@ -1,6 +1,7 @@
 """The command dra-export."""
 
 from dra_export.commands.onnx import onnx_command
+from dra_export.commands.triton import triton_command
 from dra_export.commands.verify import verify_command
 from dra_runtime.console import command_group
 
@@ -11,11 +12,13 @@ main = command_group(
     \b
       dra-export onnx runs/demo/ckpt.pt -o runs/demo/bundle
       dra-export verify runs/demo/bundle --checkpoint runs/demo/ckpt.pt
+      dra-export triton runs/demo/bundle -o repository
     """,
 )
 
 for command in (
     onnx_command,
     verify_command,
+    triton_command,
 ):
     main.add_command(command)

@@ -1,0 +1,215 @@
+"""Write a model repository for NVIDIA's Triton Inference Server from a bundle: complete, or not at all.
+
+    composed_query    ensemble: image bytes and text -> query, through the models below
+    preprocess        image bytes -> pixels    (Python, dra_runtime)
+    tokenizer         text -> tokens           (Python, dra_runtime)
+    image_encoder, text_encoder, compositor, reranker    the bundle's graphs, in the backend that was asked for
+
+Each folder holds all that its model needs, so that it can be moved, and loaded from where servers load models.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+
+from dra_export.triton_config import ANY, ModelConfig, Step, Tensor, config_text, ensemble_text
+from dra_export.triton_engines import Engine, engines_of
+from dra_export.triton_warmup import warmup_files, warmup_samples
+from dra_runtime.encoder import Encoder
+from dra_runtime.errors import UsageError
+from dra_runtime.manifest import MANIFEST, GraphSpec, TensorSpec
+from dra_runtime.selfcheck import require_selfcheck
+
+PYTHON, ONNXRUNTIME, TENSORRT = BACKENDS = ("python", "onnxruntime", "tensorrt")
+GRAPHS = ("image_encoder", "text_encoder", "compositor", "reranker")
+MAX_BATCH = 16
+ENSEMBLE = "composed_query"
+CONFIG = "config.pbtxt"
+VERSION = "1"  #: of every model; a server that finds a higher one beside it takes that
+
+
+@dataclass(frozen=True)
+class RepositoryOptions:
+    """How the models are served.
+
+    ``max_batch`` None: 16, or what the engines take. ``engines``: the folder below BUNDLE/engines, for TensorRT.
+    """
+
+    backend: str = PYTHON
+    instances: int = 1
+    max_batch: int | None = None
+    engines: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise UsageError(f"the backend is {self.backend!r}; give one of {', '.join(BACKENDS)}")
+        if self.engines is not None and self.backend != TENSORRT:
+            raise UsageError(f"engines are for the backend tensorrt, not for {self.backend}; leave --engines out")
+        for name, value in (("instances", self.instances), ("max_batch", self.max_batch)):
+            if value is not None and not 1 <= value <= 4096:
+                raise UsageError(f"{name} is {value}; give a number from 1 to 4096")
+
+
+@dataclass(frozen=True)
+class Served:
+    """One model of a repository."""
+
+    name: str
+    backend: str
+    max_batch: int
+    size: int  #: bytes of its files
+
+
+def write_repository(
+    bundle: Path, out: Path, options: RepositoryOptions | None = None, overwrite: bool = False
+) -> list[Served]:
+    """Write a model repository at ``out``; the bundle has to pass its selftest first.
+
+    Raises
+    ------
+    UsageError
+        ``out`` exists: as something else than a model repository of ours, or without ``overwrite``; it can't be
+        written; the options don't fit the bundle's engines.
+    BundleError, SelfCheckError
+        The bundle can't be used, or doesn't reproduce PyTorch's vectors here.
+    EngineError
+        An engine can't be served.
+    """
+    _check_target(out, overwrite)
+    encoder = Encoder.open(bundle)
+    require_selfcheck(encoder)
+    work = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        work.mkdir(parents=True)
+        served = _fill(work, encoder, options or RepositoryOptions())
+        _put_in_place(work, out)
+    except OSError as error:
+        raise UsageError(f"{out} can't be written: {error.strerror or error}; choose another place with -o") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return served
+
+
+def _fill(folder: Path, encoder: Encoder, options: RepositoryOptions) -> list[Served]:
+    bundle = encoder.bundle
+    manifest = bundle.manifest
+    graphs = [name for name in GRAPHS if name in manifest.graphs]
+    engines = engines_of(bundle, graphs, options.engines) if options.backend == TENSORRT else {}
+    max_batch = _max_batch(options.max_batch, engines)
+    samples = warmup_samples(encoder)
+    size = manifest.preprocess.image_size
+    configs = [
+        _python_model(
+            "preprocess", (Tensor("image_bytes", "bytes", (1,)),), (Tensor("image", "float32", (3, size, size)),)
+        ),
+        _python_model("tokenizer", (Tensor("text", "bytes", (1,)),), (Tensor("tokens", "int32", (ANY,)),)),
+        *(_graph_model(name, manifest.graphs[name], options.backend, engines.get(name)) for name in graphs),
+    ]
+    served = []
+    for model in configs:
+        warmups, contents = warmup_files(samples[model.name], max_batch)
+        config = replace(model, max_batch=max_batch, instances=options.instances, warmups=warmups)
+        _write_model(folder / model.name, config_text(config), contents)
+        version = folder / model.name / VERSION
+        if model.backend == PYTHON:
+            template = files("dra_export.triton_models").joinpath("model.py")
+            (version / "model.py").write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
+            shutil.copyfile(bundle.path / MANIFEST, version / MANIFEST)
+        if model.name == "tokenizer":
+            shutil.copyfile(bundle.file(manifest.tokenizer.merges), version / manifest.tokenizer.merges)
+        elif model.name in engines:
+            shutil.copyfile(engines[model.name].plan, version / "model.plan")
+        elif model.name in graphs:
+            shutil.copyfile(bundle.file(manifest.graphs[model.name].file), version / "model.onnx")
+        served.append(Served(model.name, model.backend, max_batch, _size(folder / model.name)))
+    _write_model(folder / ENSEMBLE, _ensemble(max_batch, manifest.dim), {})
+    return [Served(ENSEMBLE, "ensemble", max_batch, _size(folder / ENSEMBLE)), *served]
+
+
+def _max_batch(wanted: int | None, engines: Mapping[str, Engine]) -> int:
+    """Return the largest batch: 16 unless asked otherwise, and no more than every engine takes."""
+    most = min((engine.max_batch for engine in engines.values()), default=None)
+    if most is None:
+        return wanted or MAX_BATCH
+    if wanted is not None and wanted > most:
+        raise UsageError(f"max_batch is {wanted}, and the engines take at most {most}; build them with --max {wanted}")
+    return wanted or min(MAX_BATCH, most)
+
+
+def _python_model(name: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> ModelConfig:
+    return ModelConfig(name, PYTHON, inputs, outputs, parameters={"model": name})
+
+
+def _graph_model(name: str, spec: GraphSpec, backend: str, engine: Engine | None) -> ModelConfig:
+    inputs, outputs = (tuple(map(_tensor, specs)) for specs in (spec.inputs, spec.outputs))
+    if backend == PYTHON:
+        return _python_model(name, inputs, outputs)
+    profiles = tuple(range(engine.profiles)) if engine else ()
+    return ModelConfig(name, backend, inputs, outputs, gpu=True, profiles=profiles)
+
+
+def _tensor(spec: TensorSpec) -> Tensor:
+    """Return a graph's input or output as Triton sees it: without its batch."""
+    return Tensor(spec.name, spec.dtype, tuple(ANY if isinstance(size, str) else size for size in spec.shape[1:]))
+
+
+def _ensemble(max_batch: int, dim: int) -> str:
+    return ensemble_text(
+        ENSEMBLE,
+        max_batch,
+        inputs=(Tensor("image", "bytes", (1,)), Tensor("text", "bytes", (1,))),
+        outputs=(Tensor("query", "float32", (dim,)),),
+        steps=(
+            Step("preprocess", {"image_bytes": "image"}, {"image": "pixels"}),
+            Step("tokenizer", {"text": "text"}, {"tokens": "tokens"}),
+            Step("image_encoder", {"image": "pixels"}, {"image_features": "image_features"}),
+            Step("text_encoder", {"tokens": "tokens"}, {"text_features": "text_features"}),
+            Step(
+                "compositor",
+                {"image_features": "image_features", "text_features": "text_features"},
+                {"query": "query"},
+            ),
+        ),
+    )
+
+
+def _write_model(folder: Path, config: str, warmup: Mapping[str, bytes]) -> None:
+    (folder / VERSION).mkdir(parents=True)
+    (folder / CONFIG).write_text(config, encoding="utf-8")
+    if warmup:
+        (folder / "warmup").mkdir()
+    for name, content in warmup.items():
+        (folder / "warmup" / name).write_bytes(content)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not (out / ENSEMBLE / CONFIG).is_file():
+        raise UsageError(f"{out} exists and is no model repository of dra-export triton; choose another place with -o")
+    if not overwrite:
+        raise UsageError(f"{out} exists; choose another place with -o, or replace it with --overwrite")
+
+
+def _put_in_place(work: Path, out: Path) -> None:
+    """Rename ``work`` to ``out``; the repository that stood there goes last, or comes back."""
+    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    replaced = out.exists()
+    if replaced:
+        out.rename(old)
+    try:
+        work.rename(out)
+    except OSError:
+        if replaced:
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

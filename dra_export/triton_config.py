@@ -1,0 +1,114 @@
+"""Triton's config.pbtxt as text: what a model takes and gives, how it is batched, where it runs, how it warms up.
+
+The format is protobuf's text format of `ModelConfig`
+(https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+TYPES = {"float32": "TYPE_FP32", "int32": "TYPE_INT32", "bytes": "TYPE_STRING"}
+ANY = -1  #: a free dimension
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output; ``dims`` has no batch dimension."""
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """One warm-up request: a batch of one sample, taken again and again; ``files`` names each input's in warmup/."""
+
+    name: str
+    batch: int
+    files: Mapping[str, str]
+    dims: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What config.pbtxt says of one model."""
+
+    name: str
+    backend: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    max_batch: int = 1
+    instances: int = 1
+    gpu: bool = False
+    profiles: tuple[int, ...] = ()  #: TensorRT's optimization profiles to choose from
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    warmups: tuple[Warmup, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of an ensemble: its model's inputs and outputs, and what the ensemble calls them."""
+
+    model: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+def config_text(config: ModelConfig) -> str:
+    """Return the config.pbtxt of a model."""
+    dtypes = {tensor.name: tensor.dtype for tensor in config.inputs}
+    lines = [
+        *_head(config.name, f"backend: {_quoted(config.backend)}", config.max_batch, config.inputs, config.outputs),
+        f"instance_group [ {{ count: {config.instances} kind: {'KIND_GPU' if config.gpu else 'KIND_CPU'}"
+        + (f" profile: [ {', '.join(_quoted(str(p)) for p in config.profiles)} ]" if config.profiles else "")
+        + " } ]",
+        "# Requests that wait while others run are taken together; none waits for company.",
+        "dynamic_batching { }",
+        *(
+            f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}"
+            for key, value in config.parameters.items()
+        ),
+    ]
+    for warmup in config.warmups:
+        lines += [f"model_warmup {{ name: {_quoted(warmup.name)} batch_size: {warmup.batch}"]
+        for name, file in warmup.files.items():
+            value = (
+                f"data_type: {TYPES[dtypes[name]]} dims: {_dims(warmup.dims[name])} input_data_file: {_quoted(file)}"
+            )
+            lines.append(f"  inputs {{ key: {_quoted(name)} value {{ {value} }} }}")
+        lines.append("}")
+    return "\n".join(lines) + "\n"
+
+
+def ensemble_text(
+    name: str, max_batch: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor], steps: Iterable[Step]
+) -> str:
+    """Return the config.pbtxt of an ensemble: models that the server runs one after another, or at once if it can."""
+    lines = [*_head(name, 'platform: "ensemble"', max_batch, inputs, outputs), "ensemble_scheduling {"]
+    for step in steps:
+        lines.append(f"  step {{ model_name: {_quoted(step.model)} model_version: -1")
+        for kind, names in (("input_map", step.inputs), ("output_map", step.outputs)):
+            lines += [f"    {kind} {{ key: {_quoted(key)} value: {_quoted(value)} }}" for key, value in names.items()]
+        lines.append("  }")
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _head(name: str, runs: str, max_batch: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[str]:
+    lines = [f"name: {_quoted(name)}", runs, f"max_batch_size: {max_batch}"]
+    for kind, tensors in (("input", inputs), ("output", outputs)):
+        lines += [
+            f"{kind} {{ name: {_quoted(t.name)} data_type: {TYPES[t.dtype]} dims: {_dims(t.dims)} }}" for t in tensors
+        ]
+    return lines
+
+
+def _dims(dims: Sequence[int]) -> str:
+    return f"[ {', '.join(map(str, dims))} ]"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)  # escapes as protobuf's text format reads them

@@ -1,0 +1,1 @@
+"""What `dra-export triton` copies into a model repository."""
