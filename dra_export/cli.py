@@ -1,5 +1,6 @@
 """The command dra-export."""
 
+from dra_export.commands.engine import engine_command
 from dra_export.commands.onnx import onnx_command
 from dra_export.commands.triton import triton_command
 from dra_export.commands.verify import verify_command
@@ -12,12 +13,14 @@ main = command_group(
     \b
       dra-export onnx runs/demo/ckpt.pt -o runs/demo/bundle
       dra-export verify runs/demo/bundle --checkpoint runs/demo/ckpt.pt
+      dra-export engine runs/demo/bundle
       dra-export triton runs/demo/bundle -o repository
     """,
 )
 
 for command in (
     onnx_command,
+    engine_command,
     verify_command,
     triton_command,
 ):
