@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,21 +17,8 @@ FOLLOWERS = (*ACTIVATIONS, "Add", "AveragePool", "GlobalAveragePool", "MaxPool",
 class Block:
     """Neighbouring nodes that enter or leave INT8 together; one tensor alone leads on to the next block."""
 
-    name: str  #: its place in the tower, such as ``"03: 3 Conv, 1 Add"``
+    name: str  #: its place in the tower, such as ``"03: 1 Add, 3 Conv"``
     outputs: tuple[str, ...]  #: a node is known by its first output, which is unique in a graph
-    macs: int  #: multiplications of its convolutions' weights; the size of their maps isn't counted
-
-
-@dataclass(frozen=True)
-class Chain:
-    """The nodes of a graph that can run in INT8, in order."""
-
-    blocks: tuple[Block, ...]
-
-    @property
-    def convolutions(self) -> int:
-        """Count them: a tower with one or none gains nothing from INT8 activations."""
-        return sum(block.name.count("Conv") for block in self.blocks)
 
 
 def consumers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
@@ -81,47 +67,36 @@ def fused_activations(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -
     return fused
 
 
-def chain_of(graph: onnx.GraphProto) -> Chain:
+def blocks_of(graph: onnx.GraphProto) -> tuple[Block, ...]:
     """Cut the nodes that can run in INT8 into blocks, wherever one tensor alone leads on.
 
-    A residual block is one block then, and so is a convolution with its activation outside of residual blocks.
+    A residual block is one block then, and so is a convolution with its activation outside of residual blocks. What
+    leaves the chain, such as a stage's map on its way to a pooling, doesn't count.
     """
     nodes = quantizable_nodes(graph)
     fused = fused_activations(graph, nodes)
+    constants = {tensor.name for tensor in graph.initializer}
     place = {node.output[0]: i for i, node in enumerate(nodes)}
-    last = {
+    last_use = {
         name: max((place[reader.output[0]] for reader in readers if reader.output[0] in place), default=-1)
         for name, readers in consumers_of(graph).items()
+        if name not in constants
     }
-    weights = _weights_by_name(graph)
-    blocks: list[Block] = []
-    current: list[onnx.NodeProto] = []
+    groups: list[list[onnx.NodeProto]] = [[]]
     live: set[str] = set()
     for i, node in enumerate(nodes):
-        current.append(node)
-        live |= {name for name in (*node.input, node.output[0]) if name in last and name not in weights}
-        live = {name for name in live if last[name] > i}
-        if len(live) <= 1 and node.output[0] not in fused and any(n.op_type == "Conv" for n in current):
-            blocks.append(_block(len(blocks), current, weights))
-            current = []
-    if current:
-        if blocks:  # a pool or an Add at the end goes with the last block
-            tail = _block(len(blocks) - 1, current, weights)
-            whole = blocks.pop()
-            blocks.append(Block(whole.name, (*whole.outputs, *tail.outputs), whole.macs + tail.macs))
-        else:
-            blocks.append(_block(0, current, weights))
-    return Chain(tuple(blocks))
+        groups[-1].append(node)
+        live = {name for name in (*live, *node.input, node.output[0]) if last_use.get(name, -1) > i}
+        whole = node.output[0] not in fused and any(n.op_type == "Conv" for n in groups[-1])
+        if whole and len(live) <= 1:
+            groups.append([])
+    if len(groups) > 1 and not any(node.op_type == "Conv" for node in groups[-1]):
+        tail = groups.pop()  # nothing, or a pooling at the end
+        groups[-1] += tail
+    return tuple(_block(number, group) for number, group in enumerate(groups) if group)
 
 
-def _block(number: int, nodes: Sequence[onnx.NodeProto], weights: dict[str, int]) -> Block:
-    counts: dict[str, int] = defaultdict(int)
-    for node in nodes:
-        counts[node.op_type] += 1
-    parts = ", ".join(f"{count} {kind}" for kind, count in counts.items() if kind not in ACTIVATIONS)
-    macs = sum(weights.get(node.input[1], 0) for node in nodes if node.op_type == "Conv")
-    return Block(f"{number:02}: {parts}", tuple(node.output[0] for node in nodes), macs)
-
-
-def _weights_by_name(graph: onnx.GraphProto) -> dict[str, int]:
-    return {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+def _block(number: int, nodes: Sequence[onnx.NodeProto]) -> Block:
+    counts = Counter(node.op_type for node in nodes if node.op_type not in ACTIVATIONS)
+    parts = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    return Block(f"{number:02}: {parts}", tuple(node.output[0] for node in nodes))

@@ -19,6 +19,7 @@ Ranges = Mapping[str, tuple[float, float]]  #: smallest and largest value of a t
 # Between two pairs ONNX Runtime quantises the weights of these by itself, and coarsely: one scale for all channels. A
 # float32 node in between must not look like that, so it reads its input through a Max of one tensor, which is a copy.
 _QUANTIZED_UNASKED = ("Conv", "ConvTranspose", "Gemm")
+_LEAST_SCALE = 1e-18  # of a tensor that is always zero; a product of two is still a normal number
 _MOST_BIAS = 2**31 - 1
 
 
@@ -106,11 +107,13 @@ def _values(node: onnx.NodeProto) -> list[str]:
 def _scale_and_zero(low: float, high: float) -> tuple[np.float32, np.uint8]:
     """Spread 0..255 over a range widened to hold zero, which must be exact: padding is zero."""
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = np.float32(max((high - low) / 255, np.finfo(np.float32).tiny * 2**24))
+    scale = np.float32(max((high - low) / 255, _LEAST_SCALE))
     return scale, np.uint8(np.clip(np.rint(-low / float(scale)), 0, 255))
 
 
-def _pair(name: str, source: str, params: tuple[np.float32, np.uint8], new: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
+def _pair(
+    name: str, source: str, params: tuple[np.float32, np.uint8], new: list[onnx.TensorProto]
+) -> list[onnx.NodeProto]:
     """Quantise ``source`` and read it back as ``name/dq``."""
     scale, zero = params
     new += [
@@ -138,7 +141,7 @@ def _quantize_weights(
     scale = np.abs(weight).reshape(len(weight), -1).max(axis=1) / np.float32(127)
     if bias is not None:  # as many steps as the bias needs must fit into 32 bits
         scale = np.maximum(scale, np.abs(bias) / (input_scale * np.float32(_MOST_BIAS // 2)))
-    scale = np.maximum(scale, np.finfo(np.float32).tiny * np.float32(2**24)).astype(np.float32)
+    scale = np.maximum(scale, np.float32(_LEAST_SCALE)).astype(np.float32)
     shape = (-1, *[1] * (weight.ndim - 1))
     integers = np.clip(np.rint(weight / scale.reshape(shape)), -127, 127).astype(np.int8)
     nodes = [_constant(f"{base}/weight", integers, scale, new)]
@@ -172,5 +175,3 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
     infos = [info for info in graph.value_info if info.name in made]
     del graph.value_info[:]
     graph.value_info.extend(infos)
-
-
