@@ -11,7 +11,7 @@ from dra_export.parity_ranks import answer, compare_ranks
 from dra_export.parity_reference import Reference, reference_from_model
 from dra_runtime.console import progress
 from dra_runtime.encoder import Encoder
-from dra_runtime.errors import BundleError
+from dra_runtime.errors import BackendError, BundleError
 from dra_runtime.preprocess import Preprocess
 from dra_runtime.sessions import ONNXRUNTIME_CPU
 from dra_train.data import Dataset
@@ -79,15 +79,18 @@ def compare(reference: Reference, artifact: Artifact, preprocess: Preprocess) ->
     total = steps(reference, artifact.graphs) + len(reference.names) + len(reference.queries)
     with progress(total, f"comparing {artifact.name or artifact.precision}") as advance:
         graphs = compare_graphs(reference, encoder, artifact.graphs, preprocess, advance)
-        answers = answer(reference, encoder, advance) if artifact.answers_queries else None
-    if answers is not None:
-        graphs[RUNTIME] = Difference()
-        graphs[RUNTIME].add(answers.composed, reference.composed)
-        if reference.is_whole_split and answers.is_finite:
-            recall = compare_ranks(reference, answers)
+        if artifact.answers_queries:
+            graphs[RUNTIME] = Difference()
+            try:
+                answers = answer(reference, encoder, advance)
+                graphs[RUNTIME].add(answers.composed, reference.composed)
+                if reference.is_whole_split and answers.is_finite:
+                    recall = compare_ranks(reference, answers)
+            except BackendError as error:
+                graphs[RUNTIME].failed = str(error)
     missed = misses(artifact.limits, graphs, recall)
-    if answers is not None and reference.is_whole_split and recall is None:
-        missed.append("recall: not measured, since vectors are NaN, infinite or zero")
+    if artifact.answers_queries and reference.is_whole_split and recall is None:
+        missed.append("recall: not measured, since graphs fail or give NaN, infinite or zero vectors")
     return {
         "passed": not missed,
         "missed": missed,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dra_export.parity_reference import Array, Reference
 from dra_runtime.encoder import Encoder
+from dra_runtime.errors import BackendError
 from dra_runtime.preprocess import Preprocess, open_image
 
 Item = TypeVar("Item")
@@ -30,6 +31,7 @@ class Difference:
 
     cosines: list[NDArray[np.float64]] = field(default_factory=list)  #: NaN where a vector isn't finite
     max_abs: float = 0.0  #: over the finite vectors
+    failed: str = ""  #: why the graph stopped, if it did
 
     def add(self, ours: Array, reference: Array) -> None:
         """Compare two batches (N, …) of vectors; anything but the first axis is flattened."""
@@ -55,7 +57,7 @@ class Difference:
 
     @property
     def min_cosine(self) -> float:
-        """Return the smallest cosine; a vector that isn't finite counts as -1."""
+        """Return the smallest cosine; a vector that isn't finite counts as -1, and a graph that stopped too."""
         return float(self._all().min())
 
     @property
@@ -71,10 +73,11 @@ class Difference:
             "max_abs": self.max_abs,
             "pairs": self.pairs,
             **({"not_finite": self.not_finite} if self.not_finite else {}),
+            **({"failed": self.failed} if self.failed else {}),
         }
 
     def _all(self) -> NDArray[np.float64]:
-        return np.nan_to_num(np.concatenate(self.cosines), nan=-1.0)
+        return np.nan_to_num(np.concatenate([*self.cosines, [np.nan] if self.failed else []]), nan=-1.0)
 
 
 def compare_graphs(
@@ -94,7 +97,10 @@ def compare_graphs(
         ("query", _compare_query),
     ):
         if name in differences:
-            compare(reference, encoder, preprocess, differences[name], advance)
+            try:
+                compare(reference, encoder, preprocess, differences[name], advance)
+            except BackendError as error:  # a graph that is right for some sizes only is found wanting, not unusable
+                differences[name].failed = str(error)
     return differences
 
 

@@ -64,7 +64,9 @@ def misses(limits: Limits, graphs: Mapping[str, Difference], recall: Mapping[str
     """Return a line for every threshold that was missed, naming graph or metric; none when all hold."""
     found = []
     for name, difference in graphs.items():
-        if difference.not_finite:
+        if difference.failed:
+            found.append(f"{name}: {difference.failed}")
+        elif difference.not_finite:
             found.append(f"{name}: {difference.not_finite} of {difference.pairs} vectors hold NaN or infinity")
         elif limits.min_cosine is not None and difference.min_cosine < limits.min_cosine:
             found.append(f"{name}: smallest cosine {difference.min_cosine:.6f}, below {limits.min_cosine}")

@@ -47,7 +47,9 @@ def _graphs(name: str, run: Mapping[str, Any]) -> str:
 
 
 def _cosine(graph: Mapping[str, Any], key: str) -> str:
-    return "NaN or infinity" if graph.get("not_finite") and graph[key] == -1 else f"{graph[key]:.8f}"
+    if graph[key] == -1 and ("failed" in graph or "not_finite" in graph):
+        return "failed" if "failed" in graph else "NaN or infinity"
+    return f"{graph[key]:.8f}"
 
 
 def _recalls(runs: Sequence[Run]) -> str:

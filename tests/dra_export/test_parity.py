@@ -137,7 +137,7 @@ def test_vectors_that_cannot_be_ranked_say_so(
         compare_recall(model, encoder, pairs)
     result = verify(model, encoder, pairs)
     assert result["recall"] is None
-    assert "recall: not measured, since vectors are NaN, infinite or zero" in result["missed"]
+    assert "recall: not measured, since graphs fail or give NaN, infinite or zero vectors" in result["missed"]
 
 
 def test_values_that_are_not_finite_never_pass() -> None:
