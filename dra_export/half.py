@@ -82,9 +82,12 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def half_share(model: onnx.ModelProto) -> float:
-    """Return the share of half tensors among a graph's floating-point tensors: weights, and what its nodes give."""
+    """Return the share of half tensors among a graph's floating-point tensors: weights, and what its nodes give.
+
+    What a Cast gives doesn't count: it stands between the two kinds.
+    """
     types = types_of(model)
-    given = [types[name] for node in model.graph.node for name in node.output if name]
+    given = [types[name] for node in model.graph.node if node.op_type != "Cast" for name in node.output if name]
     given += [tensor.data_type for tensor in model.graph.initializer]
     half, single = given.count(TensorProto.FLOAT16), given.count(TensorProto.FLOAT)
     return half / max(1, half + single)
