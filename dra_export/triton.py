@@ -1,8 +1,6 @@
 """Write a model repository for NVIDIA's Triton Inference Server from a bundle: complete, or not at all.
 
-    composed_query    ensemble: image bytes and text -> query, through the models below
-    preprocess        image bytes -> pixels    (Python, dra_runtime)
-    tokenizer         text -> tokens           (Python, dra_runtime)
+    composed_query    image bytes and text -> query: dra_runtime's preprocessing and tokenizer, then the models below
     image_encoder, text_encoder, compositor, reranker    the bundle's graphs, in the backend that was asked for
 
 Each folder holds all that its model needs, so that it can be moved, and loaded from where servers load models.
@@ -17,9 +15,9 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-from dra_export.triton_config import ANY, ModelConfig, Step, Tensor, config_text, ensemble_text
+from dra_export.triton_config import ANY, ModelConfig, Tensor, Warmup, config_text
 from dra_export.triton_engines import Engine, engines_of
-from dra_export.triton_warmup import warmup_files, warmup_samples
+from dra_export.triton_warmup import Sample, warmup_files, warmup_samples
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import UsageError
 from dra_runtime.manifest import MANIFEST, GraphSpec, TensorSpec
@@ -28,7 +26,7 @@ from dra_runtime.selfcheck import require_selfcheck
 PYTHON, ONNXRUNTIME, TENSORRT = BACKENDS = ("python", "onnxruntime", "tensorrt")
 GRAPHS = ("image_encoder", "text_encoder", "compositor", "reranker")
 MAX_BATCH = 16
-ENSEMBLE = "composed_query"
+COMPOSED_QUERY = "composed_query"
 CONFIG = "config.pbtxt"
 VERSION = "1"  #: of every model; a server that finds a higher one beside it takes that
 
@@ -102,33 +100,32 @@ def _fill(folder: Path, encoder: Encoder, options: RepositoryOptions) -> list[Se
     engines = engines_of(bundle, graphs, options.engines) if options.backend == TENSORRT else {}
     max_batch = _max_batch(options.max_batch, engines)
     samples = warmup_samples(encoder)
-    size = manifest.preprocess.image_size
-    configs = [
-        _python_model(
-            "preprocess", (Tensor("image_bytes", "bytes", (1,)),), (Tensor("image", "float32", (3, size, size)),)
-        ),
-        _python_model("tokenizer", (Tensor("text", "bytes", (1,)),), (Tensor("tokens", "int32", (ANY,)),)),
-        *(_graph_model(name, manifest.graphs[name], options.backend, engines.get(name)) for name in graphs),
-    ]
+    front = _python_model(
+        COMPOSED_QUERY,
+        (Tensor("image", "bytes", (1,)), Tensor("text", "bytes", (1,))),
+        (Tensor("query", "float32", (manifest.dim,)),),
+    )
+    parts = [_graph_model(name, manifest.graphs[name], options.backend, engines.get(name)) for name in graphs]
     served = []
-    for model in configs:
-        warmups, contents = warmup_files(samples[model.name], max_batch)
-        config = replace(model, max_batch=max_batch, instances=options.instances, warmups=warmups)
-        _write_model(folder / model.name, config_text(config), contents)
+    for model in (front, *parts):
         version = folder / model.name / VERSION
+        version.mkdir(parents=True)
+        shutil.copyfile(bundle.path / MANIFEST, version / MANIFEST)
         if model.backend == PYTHON:
             template = files("dra_export.triton_models").joinpath("model.py")
             (version / "model.py").write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
-            shutil.copyfile(bundle.path / MANIFEST, version / MANIFEST)
-        if model.name == "tokenizer":
+        if model is front:
             shutil.copyfile(bundle.file(manifest.tokenizer.merges), version / manifest.tokenizer.merges)
-        elif model.name in engines:
-            shutil.copyfile(engines[model.name].plan, version / "model.plan")
-        elif model.name in graphs:
+        elif engine := engines.get(model.name):
+            shutil.copyfile(engine.plan, version / "model.plan")
+        else:
             shutil.copyfile(bundle.file(manifest.graphs[model.name].file), version / "model.onnx")
+        # The front has none: it asks the other models, which may still be loading.
+        warmups = _write_warmups(folder / model.name, samples[model.name], max_batch) if model is not front else ()
+        config = replace(model, max_batch=max_batch, instances=options.instances, warmups=warmups)
+        (folder / model.name / CONFIG).write_text(config_text(config), encoding="utf-8")
         served.append(Served(model.name, model.backend, max_batch, _size(folder / model.name)))
-    _write_model(folder / ENSEMBLE, _ensemble(max_batch, manifest.dim), {})
-    return [Served(ENSEMBLE, "ensemble", max_batch, _size(folder / ENSEMBLE)), *served]
+    return served
 
 
 def _max_batch(wanted: int | None, engines: Mapping[str, Engine]) -> int:
@@ -158,33 +155,12 @@ def _tensor(spec: TensorSpec) -> Tensor:
     return Tensor(spec.name, spec.dtype, tuple(ANY if isinstance(size, str) else size for size in spec.shape[1:]))
 
 
-def _ensemble(max_batch: int, dim: int) -> str:
-    return ensemble_text(
-        ENSEMBLE,
-        max_batch,
-        inputs=(Tensor("image", "bytes", (1,)), Tensor("text", "bytes", (1,))),
-        outputs=(Tensor("query", "float32", (dim,)),),
-        steps=(
-            Step("preprocess", {"image_bytes": "image"}, {"image": "pixels"}),
-            Step("tokenizer", {"text": "text"}, {"tokens": "tokens"}),
-            Step("image_encoder", {"image": "pixels"}, {"image_features": "image_features"}),
-            Step("text_encoder", {"tokens": "tokens"}, {"text_features": "text_features"}),
-            Step(
-                "compositor",
-                {"image_features": "image_features", "text_features": "text_features"},
-                {"query": "query"},
-            ),
-        ),
-    )
-
-
-def _write_model(folder: Path, config: str, warmup: Mapping[str, bytes]) -> None:
-    (folder / VERSION).mkdir(parents=True)
-    (folder / CONFIG).write_text(config, encoding="utf-8")
-    if warmup:
-        (folder / "warmup").mkdir()
-    for name, content in warmup.items():
+def _write_warmups(folder: Path, samples: tuple[Sample, Sample], max_batch: int) -> tuple[Warmup, ...]:
+    warmups, contents = warmup_files(samples, max_batch)
+    (folder / "warmup").mkdir()
+    for name, content in contents.items():
         (folder / "warmup" / name).write_bytes(content)
+    return warmups
 
 
 def _size(folder: Path) -> int:
@@ -194,7 +170,7 @@ def _size(folder: Path) -> int:
 def _check_target(out: Path, overwrite: bool) -> None:
     if not out.exists():
         return
-    if not (out / ENSEMBLE / CONFIG).is_file():
+    if not (out / COMPOSED_QUERY / CONFIG).is_file():
         raise UsageError(f"{out} exists and is no model repository of dra-export triton; choose another place with -o")
     if not overwrite:
         raise UsageError(f"{out} exists; choose another place with -o, or replace it with --overwrite")

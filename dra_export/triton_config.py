@@ -7,7 +7,7 @@ The format is protobuf's text format of `ModelConfig`
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 TYPES = {"float32": "TYPE_FP32", "int32": "TYPE_INT32", "bytes": "TYPE_STRING"}
@@ -49,20 +49,15 @@ class ModelConfig:
     warmups: tuple[Warmup, ...] = ()
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step of an ensemble: its model's inputs and outputs, and what the ensemble calls them."""
-
-    model: str
-    inputs: Mapping[str, str]
-    outputs: Mapping[str, str]
-
-
 def config_text(config: ModelConfig) -> str:
     """Return the config.pbtxt of a model."""
     dtypes = {tensor.name: tensor.dtype for tensor in config.inputs}
     lines = [
-        *_head(config.name, f"backend: {_quoted(config.backend)}", config.max_batch, config.inputs, config.outputs),
+        f"name: {_quoted(config.name)}",
+        f"backend: {_quoted(config.backend)}",
+        f"max_batch_size: {config.max_batch}",
+        *(f"input {_tensor(tensor)}" for tensor in config.inputs),
+        *(f"output {_tensor(tensor)}" for tensor in config.outputs),
         f"instance_group [ {{ count: {config.instances} kind: {'KIND_GPU' if config.gpu else 'KIND_CPU'}"
         + (f" profile: [ {', '.join(_quoted(str(p)) for p in config.profiles)} ]" if config.profiles else "")
         + " } ]",
@@ -84,26 +79,8 @@ def config_text(config: ModelConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
-def ensemble_text(
-    name: str, max_batch: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor], steps: Iterable[Step]
-) -> str:
-    """Return the config.pbtxt of an ensemble: models that the server runs one after another, or at once if it can."""
-    lines = [*_head(name, 'platform: "ensemble"', max_batch, inputs, outputs), "ensemble_scheduling {"]
-    for step in steps:
-        lines.append(f"  step {{ model_name: {_quoted(step.model)} model_version: -1")
-        for kind, names in (("input_map", step.inputs), ("output_map", step.outputs)):
-            lines += [f"    {kind} {{ key: {_quoted(key)} value: {_quoted(value)} }}" for key, value in names.items()]
-        lines.append("  }")
-    return "\n".join([*lines, "}"]) + "\n"
-
-
-def _head(name: str, runs: str, max_batch: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[str]:
-    lines = [f"name: {_quoted(name)}", runs, f"max_batch_size: {max_batch}"]
-    for kind, tensors in (("input", inputs), ("output", outputs)):
-        lines += [
-            f"{kind} {{ name: {_quoted(t.name)} data_type: {TYPES[t.dtype]} dims: {_dims(t.dims)} }}" for t in tensors
-        ]
-    return lines
+def _tensor(tensor: Tensor) -> str:
+    return f"{{ name: {_quoted(tensor.name)} data_type: {TYPES[tensor.dtype]} dims: {_dims(tensor.dims)} }}"
 
 
 def _dims(dims: Sequence[int]) -> str:

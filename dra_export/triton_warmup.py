@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import io
-import struct
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from dra_export.triton_config import Warmup
 from dra_runtime.encoder import Encoder
 from dra_runtime.preprocess import open_image
 
-Sample = Mapping[str, npt.NDArray[Any] | bytes]  #: an array without batch dimension, or a string, by the input's name
+Sample = Mapping[str, npt.NDArray[Any]]  #: a value for every input, without batch dimension
 
 
 def warmup_samples(encoder: Encoder) -> dict[str, tuple[Sample, Sample]]:
-    """Return two samples for every model: one with the selftest's first text, one with its last, which is the longest.
+    """Return two samples for every graph: one with the selftest's first text, one with its last, which is the longest.
 
     The image tokens that warm the reranker up are computed by the bundle's own image encoder.
     """
     selftest = encoder.bundle.selftest()
     rows = encoder.tokenize([str(text) for text in selftest["texts"]])
-    samples: dict[str, tuple[Sample, Sample]] = {}
     pixels = [encoder.preprocess(open_image(selftest["images"][i])) for i in (0, -1)]
     inputs: dict[str, list[Sample]] = {
-        "preprocess": [{"image_bytes": _png(selftest["images"][i])} for i in (0, -1)],
-        "tokenizer": [{"text": str(selftest["texts"][i]).encode()} for i in (0, -1)],
         "image_encoder": [{"image": image} for image in pixels],
         "text_encoder": [{"tokens": np.array(rows[i], np.int32)} for i in (0, -1)],
         "compositor": [{name: selftest[name][i] for name in ("image_features", "text_features")} for i in (0, -1)],
@@ -37,9 +31,7 @@ def warmup_samples(encoder: Encoder) -> dict[str, tuple[Sample, Sample]]:
     if "reranker" in encoder.bundle.manifest.graphs:
         tokens = encoder.encode_pixels(np.stack(pixels))["image_tokens"]
         inputs["reranker"] = [{"reference_tokens": tokens[i], "candidate_tokens": tokens[1 - i]} for i in (0, 1)]
-    for model, (first, last) in inputs.items():
-        samples[model] = (first, last)
-    return samples
+    return {graph: (first, last) for graph, (first, last) in inputs.items()}
 
 
 def warmup_files(samples: tuple[Sample, Sample], max_batch: int) -> tuple[tuple[Warmup, ...], dict[str, bytes]]:
@@ -48,20 +40,12 @@ def warmup_files(samples: tuple[Sample, Sample], max_batch: int) -> tuple[tuple[
     files: dict[str, bytes] = {}
     for title, batch, sample in (("one", 1, samples[0]), ("full", max_batch, samples[1])):
         names = {name: f"{title}-{name}" for name in sample}
-        dims = {name: (1,) if isinstance(value, bytes) else value.shape for name, value in sample.items()}
+        dims = {name: value.shape for name, value in sample.items()}
         warmups.append(Warmup(title, batch, names, dims))
         files |= {names[name]: _content(value) for name, value in sample.items()}
     return tuple(warmups), files
 
 
-def _content(value: npt.NDArray[Any] | bytes) -> bytes:
-    """Return a tensor as Triton reads it: little-endian values in row order, strings with their length before them."""
-    if isinstance(value, bytes):
-        return struct.pack("<I", len(value)) + value
+def _content(value: npt.NDArray[Any]) -> bytes:
+    """Return a tensor as Triton reads it: little-endian values in row order."""
     return np.ascontiguousarray(value, value.dtype.newbyteorder("<")).tobytes()
-
-
-def _png(image: npt.NDArray[np.uint8]) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(image).save(content, format="PNG")
-    return content.getvalue()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dra_export.triton import BACKENDS, ENSEMBLE, MAX_BATCH, PYTHON, RepositoryOptions, write_repository
+from dra_export.triton import BACKENDS, COMPOSED_QUERY, MAX_BATCH, PYTHON, RepositoryOptions, write_repository
 from dra_runtime.console import table
 
 
@@ -42,8 +42,8 @@ def triton_command(
     """Make a model repository for NVIDIA's Triton Inference Server from BUNDLE.
 
     The model `composed_query` takes an image's bytes and a text and gives the query's embedding. Behind it, and open to
-    requests as well, is one model a part: preprocess, tokenizer, image_encoder, text_encoder, compositor and, where the
-    bundle has one, reranker. All are batched by the server and warm themselves up when they are loaded.
+    requests as well, is one model a part: image_encoder, text_encoder, compositor and, where the bundle has one,
+    reranker. The server puts requests together; the parts are warmed up when they are loaded.
 
     The server's Python needs dra-toolkit (with the extra `cpu` for --backend python), and no PyTorch. docs/triton.md
     says how to start a server and how to ask it.
@@ -52,4 +52,4 @@ def triton_command(
     served = write_repository(bundle, out, options, overwrite)
     rows = [[model.name, model.backend, model.max_batch, f"{model.size / 1e6:.1f} MB"] for model in served]
     click.echo(table(["model", "backend", "max batch", "size"], rows))
-    click.echo(f"{out} written; ask the model {ENSEMBLE} of: tritonserver --model-repository {out.resolve()}")
+    click.echo(f"{out} written; ask the model {COMPOSED_QUERY} of: tritonserver --model-repository {out.resolve()}")

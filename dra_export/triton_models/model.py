@@ -2,11 +2,11 @@
 
 The parameter ``model`` in config.pbtxt says which one this is:
 
-- ``preprocess``: encoded images to the image encoder's input
-- ``tokenizer``: texts to token rows
+- ``composed_query``: image bytes and text -> query, by asking the models of the parts
 - the name of a graph: that graph, in ONNX Runtime on the CPU
 
-`dra-export triton` put this file here. The server's Python needs dra-toolkit[cpu], and no PyTorch.
+`dra-export triton` put this file here. The server's Python needs dra-toolkit, with its extra `cpu` where graphs run
+here, and no PyTorch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,12 @@ from dra_runtime.sessions import open_onnxruntime_cpu
 from dra_runtime.threads import available_threads
 from dra_runtime.tokenizer import Tokenizer
 
-Arrays = Mapping[str, np.ndarray[Any, Any]]
+Array = np.ndarray[Any, Any]
+Arrays = Mapping[str, Array]
 Answer = Arrays | DraError
-Answerer = Callable[[Sequence[Arrays]], Sequence[Answer]]  #: from the inputs of many requests to as many answers
+Ask = Callable[[str, Arrays, str], Array]  #: (model, its inputs, the wanted output) -> that output
 
+COMPOSED_QUERY = "composed_query"
 MODEL_FILE = "model.onnx"
 
 
@@ -45,78 +46,110 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         config = json.loads(args["model_config"])
         name = config["parameters"]["model"]["string_value"]
-        instances = sum(group["count"] for group in config["instance_group"])
+        threads = max(1, available_threads() // sum(group["count"] for group in config["instance_group"]))
         self._inputs = [tensor["name"] for tensor in config["input"]]
-        self._answer = answerer(name, folder, max(1, available_threads() // instances))
+        self._answer = composed_query(folder, threads, ask) if name == COMPOSED_QUERY else part(name, folder, threads)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer all requests that the server has put together; one that fails doesn't harm the others."""
+        """Answer all requests that the server has put together."""
         inputs = [
             {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
             for request in requests
         ]
-        answers = self._answer(inputs)
-        return [_response(request, answer) for request, answer in zip(requests, answers, strict=True)]
+        return [_response(request, answer) for request, answer in zip(requests, self._answer(inputs), strict=True)]
 
 
-def answerer(name: str, folder: Path, threads: int) -> Answerer:
-    """Return what answers the requests of a model whose files lie in ``folder``."""
-    manifest = _manifest(folder)
-    if name == "preprocess":
-        return _each(partial(_pixels, manifest), threads)
-    if name == "tokenizer":
-        spec = manifest.tokenizer
-        tokenizer = Tokenizer.load(_checked_file(folder / spec.merges, manifest, spec.merges), spec.context_length)
-        return _each(partial(_tokens, tokenizer), threads)
-    graph = manifest.graphs[name]
-    path = _checked_file(folder / MODEL_FILE, manifest, graph.file)
-    return partial(_joined, open_onnxruntime_cpu(path, graph, threads).run)
+def composed_query(folder: Path, threads: int, ask: Ask) -> Callable[[Sequence[Arrays]], list[Answer]]:
+    """Return what answers requests of image (N, 1) bytes and text (N, 1) bytes with query (N, D).
 
-
-def _pixels(manifest: Manifest, inputs: Arrays) -> Arrays:
-    """image_bytes (N, 1) -> image (N, 3, S, S)."""
-    return {"image": np.stack([manifest.preprocess(open_image(data)) for data in inputs["image_bytes"].ravel()])}
-
-
-def _tokens(tokenizer: Tokenizer, inputs: Arrays) -> Arrays:
-    """Text (N, 1) -> tokens (N, L).
-
-    L is a multiple of 8, so that the server can put texts of about the same length together. What stands behind a
-    text's end changes nothing: the text tower is causal and pooled there.
+    An input that can't be used is its request's error and nobody else's. An ensemble would do the same in
+    configuration alone, but a server whose ensemble fails in one of two parallel steps can crash (Triton 2.51).
     """
-    rows = token_rows(tokenizer, [_string(data) for data in inputs["text"].ravel()])
-    longest = max(map(len, rows))
-    tokens = np.zeros((len(rows), min(-(-longest // TEXT_BUCKET) * TEXT_BUCKET, tokenizer.context_length)), np.int32)
-    for row, ids in zip(tokens, rows, strict=True):
-        row[: len(ids)] = ids
-    return {"tokens": tokens}
-
-
-def _joined(run: Callable[[Arrays], Arrays], requests: Sequence[Arrays]) -> Sequence[Answer]:
-    """Run a graph once on the inputs of all requests, which the server only joins where their shapes fit."""
-    counts = [len(next(iter(inputs.values()))) for inputs in requests]
-    try:
-        outputs = run({name: np.concatenate([inputs[name] for inputs in requests]) for name in requests[0]})
-    except DraError as error:
-        return [error] * len(requests)
-    ends = np.cumsum(counts)
-    return [
-        {name: array[end - count : end] for name, array in outputs.items()}
-        for count, end in zip(counts, ends, strict=True)
-    ]
-
-
-def _each(work: Callable[[Arrays], Arrays], threads: int) -> Answerer:
-    """Answer requests one by one, in several threads; a failed one gets its error as answer."""
+    manifest = _manifest(folder)
+    spec = manifest.tokenizer
+    tokenizer = Tokenizer.load(_checked_file(folder / spec.merges, manifest, spec.merges), spec.context_length)
     pool = ThreadPoolExecutor(threads)
 
-    def answer(inputs: Arrays) -> Answer:
+    def prepared(inputs: Arrays) -> tuple[Array, list[list[int]]] | DraError:
         try:
-            return work(inputs)
+            rows = token_rows(tokenizer, [_string(data) for data in inputs["text"].ravel()])
+            return np.stack([manifest.preprocess(open_image(data)) for data in inputs["image"].ravel()]), rows
         except DraError as error:
             return error
 
-    return lambda requests: list(pool.map(answer, requests))
+    def answers(requests: Sequence[Arrays]) -> list[Answer]:
+        inputs = list(pool.map(prepared, requests))
+        usable = [item for item in inputs if not isinstance(item, DraError)]
+        if not usable:
+            return [item for item in inputs if isinstance(item, DraError)]
+        pixels, rows = np.concatenate([item[0] for item in usable]), [row for item in usable for row in item[1]]
+        try:
+            image_features = ask("image_encoder", {"image": pixels}, "image_features")
+            text_features = ask("text_encoder", {"tokens": _padded(rows, spec.context_length)}, "text_features")
+            features = {"image_features": image_features, "text_features": text_features}
+            queries = ask("compositor", features, "query")
+        except BackendError as error:
+            return [item if isinstance(item, DraError) else error for item in inputs]
+        parts = iter(_split(queries, [len(item[1]) for item in usable]))
+        return [item if isinstance(item, DraError) else {"query": next(parts)} for item in inputs]
+
+    return answers
+
+
+def part(graph: str, folder: Path, threads: int) -> Callable[[Sequence[Arrays]], list[Answer]]:
+    """Return what answers requests of a graph's inputs with its outputs; the graph runs once for all of them."""
+    manifest = _manifest(folder)
+    spec = manifest.graphs[graph]
+    session = open_onnxruntime_cpu(_checked_file(folder / MODEL_FILE, manifest, spec.file), spec, threads)
+    names = [tensor.name for tensor in spec.inputs]
+
+    def answers(requests: Sequence[Arrays]) -> list[Answer]:
+        counts = [len(inputs[names[0]]) for inputs in requests]
+        try:  # the server puts together only what has the same shape
+            outputs = session.run({name: np.concatenate([inputs[name] for inputs in requests]) for name in names})
+        except BackendError as error:
+            return [error] * len(requests)
+        parts = {name: _split(array, counts) for name, array in outputs.items()}
+        return [{name: arrays[i] for name, arrays in parts.items()} for i in range(len(requests))]
+
+    return answers
+
+
+def ask(model: str, inputs: Arrays, output: str) -> Array:
+    """Ask another model of this server for one output, in host memory.
+
+    Raises
+    ------
+    BackendError
+        It failed.
+    """
+    request = pb_utils.InferenceRequest(
+        model_name=model,
+        inputs=[pb_utils.Tensor(name, array) for name, array in inputs.items()],
+        requested_output_names=[output],
+        preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+    )
+    response = request.exec()
+    if response.has_error():
+        raise BackendError(f"the model {model} failed: {response.error().message()}")
+    return np.array(pb_utils.get_output_tensor_by_name(response, output).as_numpy())
+
+
+def _padded(rows: Sequence[Sequence[int]], context_length: int) -> Array:
+    """Return token rows as one array (N, L) int32, L a multiple of 8 where the context allows it.
+
+    So the server can put texts of about the same length together. What stands behind a text's end changes nothing: the
+    text tower is causal and pooled there.
+    """
+    longest = max(map(len, rows))
+    tokens = np.zeros((len(rows), min(-(-longest // TEXT_BUCKET) * TEXT_BUCKET, context_length)), np.int32)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = ids
+    return tokens
+
+
+def _split(array: Array, counts: Sequence[int]) -> list[Array]:
+    return np.split(array, np.cumsum(counts)[:-1])
 
 
 def _response(request: Any, answer: Answer) -> Any:
