@@ -269,8 +269,12 @@ class DRA(nn.Module):
         with _recorded(_stage_modules(self.visual)) as maps:
             last = _last_stage(self.visual, image)
         flat = [m.flatten(2) for m in maps]  # (N, channels of the stage, positions)
-        statistics = [*(m.mean(dim=-1) for m in flat), *(m.var(dim=-1, correction=0).sqrt() for m in flat)]
-        return FrozenFeatures(torch.cat([last.pooled, *statistics], dim=-1), last.feature_map)
+        means = [m.mean(dim=-1, keepdim=True) for m in flat]
+        # Not torch.var, which exports with each mean computed a second time
+        centred = [m - mean for m, mean in zip(flat, means, strict=True)]
+        deviations = [(d * d).mean(dim=-1, keepdim=True).sqrt() for d in centred]
+        statistics = torch.cat([*means, *deviations], dim=1).flatten(1)
+        return FrozenFeatures(torch.cat([last.pooled, statistics], dim=-1), last.feature_map)
 
     def project_image(self, pooled: Tensor) -> Tensor:
         """Turn a trunk's ``pooled`` (N, P) into raw image_features (N, D)."""
