@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from dra_export.parity_limits import LIMITS, Limits, limits_of
 from dra_runtime.encoder import Encoder
 from dra_runtime.engine_file import EngineSidecar, check_host, check_plan_bytes, read_sidecar, rebuild_command
 from dra_runtime.engine_host import Host, this_host
 from dra_runtime.errors import EngineError, EngineMismatchError
-from dra_runtime.sessions import ONNXRUNTIME_CPU, Session, open_onnxruntime_cpu
+from dra_runtime.sessions import ONNXRUNTIME_CPU, Array, Session, open_onnxruntime_cpu
 
 ENGINES = "engines"
 EMULATED = "half emulated"
@@ -50,18 +52,58 @@ def bundle_artifact(encoder: Encoder) -> Artifact:
     return Artifact("", manifest.precision, encoder, tuple(manifest.graphs), limits_of(manifest))
 
 
-def other_artifacts(encoder: Encoder, engines: Engines) -> Iterator[Artifact]:
-    """Open what else there is to compare, one after another, so that only one is in memory."""
+def emulated_artifact(encoder: Encoder) -> Artifact | None:
+    """Return the bundle with every half value rounded, where its backend doesn't round; None where there's no need."""
     manifest = encoder.bundle.manifest
-    if manifest.precision == "fp16" and encoder.backend == ONNXRUNTIME_CPU:
-        yield Artifact(EMULATED, "fp16", emulated_encoder(encoder), tuple(manifest.graphs), limits_of(manifest))
-    for key, plans in engines.usable.items():
-        sessions = {sidecar.graph: _engine_session(plan) for plan, sidecar in plans.items()}
-        precision = next(iter(plans.values())).precision
-        limits = LIMITS.get(precision, limits_of(manifest))
-        backend = next(iter(sessions.values())).backend
-        runs = with_sessions(encoder, backend, sessions)
-        yield Artifact(f"{ENGINES}/{key}", precision, runs, tuple(sessions), limits)
+    if manifest.precision != "fp16" or encoder.backend != ONNXRUNTIME_CPU:
+        return None
+    return Artifact(EMULATED, "fp16", emulated_encoder(encoder), tuple(manifest.graphs), limits_of(manifest))
+
+
+def engine_artifact(encoder: Encoder, key: str, plans: Mapping[Path, EngineSidecar]) -> Artifact:
+    """Open the engines of one folder.
+
+    Raises
+    ------
+    BackendError
+        Something is missing here to run them.
+    EngineError
+        A plan can't be opened.
+    """
+    from dra_export.engine_runner import open_engine
+
+    sessions: dict[str, Session] = {
+        sidecar.graph: InRange(open_engine(plan), sidecar.build.min_batch, sidecar.build.max_batch)
+        for plan, sidecar in plans.items()
+    }
+    precision, backend = next(iter(plans.values())).precision, next(iter(sessions.values())).backend
+    limits = LIMITS.get(precision) or limits_of(encoder.bundle.manifest)
+    runs = with_sessions(encoder, backend, sessions)
+    return Artifact(f"{ENGINES}/{key}", precision, runs, tuple(sessions), limits)
+
+
+class InRange:
+    """A session that is never given more rows than ``most``, nor fewer than ``least``: what an engine was built for."""
+
+    def __init__(self, session: Session, least: int, most: int) -> None:
+        self._session, self._least, self._most = session, least, most
+
+    @property
+    def backend(self) -> str:
+        """Name the backend."""
+        return self._session.backend
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run in pieces; a piece that is too small is filled up with its last row."""
+        count = len(next(iter(inputs.values())))
+        pieces = []
+        for start in range(0, count, self._most):
+            piece = {name: array[start : start + self._most] for name, array in inputs.items()}
+            rows = min(self._most, count - start)
+            fill = max(0, self._least - rows)
+            filled = {n: np.concatenate([a, np.repeat(a[-1:], fill, axis=0)]) for n, a in piece.items()}
+            pieces.append({name: array[:rows] for name, array in self._session.run(filled).items()})
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def emulated_encoder(encoder: Encoder) -> Encoder:
@@ -120,9 +162,3 @@ def _shortened(lines: list[str]) -> tuple[str, ...]:
         lines[0] + (f" ({len(lines) - 1} more plans of that folder: the same)" if len(lines) > 1 else "")
         for lines in by_reason.values()
     )
-
-
-def _engine_session(plan: Path) -> Session:
-    from dra_export.engine_runner import open_engine
-
-    return open_engine(plan)

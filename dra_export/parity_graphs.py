@@ -65,7 +65,7 @@ class Difference:
         """Return the cosine that one pair in a hundred falls below."""
         return float(np.percentile(self._all(), 1))
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float | str]:
         """Return plain, finite values for the JSON."""
         return {
             "min_cosine": self.min_cosine,
@@ -77,7 +77,8 @@ class Difference:
         }
 
     def _all(self) -> NDArray[np.float64]:
-        return np.nan_to_num(np.concatenate([*self.cosines, [np.nan] if self.failed else []]), nan=-1.0)
+        stopped = np.full(1 if self.failed else 0, np.nan)
+        return np.where(np.isnan(every := np.concatenate([*self.cosines, stopped])), -1.0, every)
 
 
 def compare_graphs(
