@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
-import onnx.compose
 import torch
 
 from dra_export.graphs import BATCH, LENGTH, Graph
+from dra_export.onnx_save import save_onnx
+from dra_export.passes.dot_product import translations
+from dra_export.passes.rewrite import rewritten
 from dra_runtime.errors import DraError
 
 OPSET = 20
 # Traced with sizes that occur nowhere else in the models, and not 1, which the tracer would take for a constant.
 TRACE_BATCH, TRACE_LENGTH = 3, 11
 
+QUERY_PARTS = ("image_encoder", "text_encoder", "compositor")
+TRACE_STEPS, JOIN_STEPS = 3, 5  #: how often `write_onnx` and `write_query_onnx` call ``step``
+Step = Callable[[str], None]
+
 
 class ExportError(DraError):
     """A graph that came out wrong: a fixed axis, an invalid file, a missing input."""
 
 
-def write_onnx(graph: Graph, path: Path) -> None:
-    """Trace ``graph`` in float32 and write it to ``path``, checked by `check_onnx`."""
+def no_step(note: str) -> None:
+    """Show no progress."""
+
+
+def write_onnx(graph: Graph, path: Path, step: Step = no_step) -> None:
+    """Trace ``graph`` in float32, rewritten as `dra_export.passes` says, and write it to ``path``, checked.
+
+    ``step`` is called `TRACE_STEPS` times, with what comes next.
+    """
     axes = {
         BATCH: torch.export.Dim(BATCH, min=1, max=4096),
         LENGTH: torch.export.Dim(LENGTH, min=2, max=graph.max_length),
@@ -34,8 +47,9 @@ def write_onnx(graph: Graph, path: Path) -> None:
         {i: axes[axis] for i, axis in enumerate(shape) if isinstance(axis, str)} for shape in graph.inputs.values()
     )
     with _quiet():
+        step("tracing")
         program = torch.onnx.export(
-            graph.module.eval(),
+            rewritten(graph.module),
             graph.example(TRACE_BATCH, TRACE_LENGTH),
             dynamo=True,
             dynamic_shapes=dynamic_shapes,
@@ -44,34 +58,38 @@ def write_onnx(graph: Graph, path: Path) -> None:
             opset_version=OPSET,
             external_data=False,
             verbose=False,
+            custom_translation_table=translations(),
         )
         assert program is not None
-        program.save(str(path))
-    _forget_origins(path)
+        step("writing")
+        model = program.model_proto
+    _forget_origins(model)
+    save_onnx(model, path)
+    del program, model
+    step("checking")
     check_onnx(path, graph.inputs, graph.outputs)
 
 
-def write_query_onnx(parts: Mapping[str, Path], graph: Graph, path: Path) -> None:
+def write_query_onnx(parts: Mapping[str, Path], graph: Graph, path: Path, step: Step = no_step) -> None:
     """Join image encoder, text encoder and compositor into ``path``, the whole query as one graph.
 
-    Joined rather than traced again: it is faster and holds the very weights of the parts.
+    Joined rather than traced again: it is faster and holds the very weights of the parts. Tensors meet by the names
+    of the parts' inputs and outputs; all other names get the part's in front. ``step`` is called `JOIN_STEPS` times.
     """
-    image, text, compositor = (
-        onnx.compose.add_prefix(onnx.load(parts[name]), f"{name}/")
-        for name in ("image_encoder", "text_encoder", "compositor")
-    )
-    model = onnx.compose.merge_models(
-        image,
-        compositor,
-        io_map=[("image_encoder/image_features", "compositor/image_features")],
-        outputs=["compositor/query"],
-    )
-    model = onnx.compose.merge_models(
-        text, model, io_map=[("text_encoder/text_features", "compositor/text_features")], outputs=["compositor/query"]
-    )
-    _rename(model, {"image_encoder/image": "image", "text_encoder/tokens": "tokens", "compositor/query": "query"})
-    _order_inputs(model, list(graph.inputs))
-    onnx.save(model, path)
+    joined = onnx.ModelProto(ir_version=1, graph=onnx.GraphProto(name="query"))
+    for name in QUERY_PARTS:
+        step(name)
+        _append(joined, onnx.load(str(parts[name])), name)
+    for values in (joined.graph.input, joined.graph.output):
+        kept = {value.name: value for value in values}
+        wanted = [kept[name] for name in (graph.inputs if values is joined.graph.input else graph.outputs)]
+        del values[:]
+        values.extend(wanted)
+    _remove_unused(joined.graph)
+    step("writing")
+    save_onnx(joined, path)
+    del joined
+    step("checking")
     check_onnx(path, graph.inputs, graph.outputs)
 
 
@@ -97,12 +115,11 @@ def shape_of(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
     return tuple(axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim)
 
 
-def _forget_origins(path: Path) -> None:
+def _forget_origins(model: onnx.ModelProto) -> None:
     """Take out what the exporter notes of our source: stack traces, with the folders and lines of this machine.
 
     With them a bundle's identity would change with the place of the installation, and with a comment in our code.
     """
-    model = onnx.load(str(path))
     for part in (model, model.graph):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
@@ -110,25 +127,47 @@ def _forget_origins(path: Path) -> None:
     for noted in (*model.graph.node, *model.graph.initializer, *values, *model.functions):
         noted.ClearField("metadata_props")
         noted.ClearField("doc_string")
-    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
-    for value in [*model.graph.input, *model.graph.output]:
-        value.name = names.get(value.name, value.name)
-        for axis in value.type.tensor_type.shape.dim:
-            if axis.dim_param:
-                axis.dim_param = axis.dim_param.rsplit("/", 1)[-1]
-    for node in model.graph.node:
-        for field in (node.input, node.output):
-            for i, name in enumerate(field):
-                field[i] = names.get(name, name)
+def _append(joined: onnx.ModelProto, part: onnx.ModelProto, name: str) -> None:
+    """Move the nodes and weights of ``part`` into ``joined``, names behind ``name/`` but at the part's ends."""
+    graph = part.graph
+    ends = {value.name for value in (*graph.input, *graph.output)} | {""}  # an optional input may be left out
+    assert not part.functions
+    assert not graph.sparse_initializer
+    for node in graph.node:
+        assert not any(attribute.HasField("g") for attribute in node.attribute)
+        node.name = f"{name}/{node.name}"
+        for names in (node.input, node.output):
+            names[:] = [x if x in ends else f"{name}/{x}" for x in names]
+    for values in (graph.initializer, graph.value_info):
+        for value in values:
+            value.name = f"{name}/{value.name}"
+    for annotation in graph.quantization_annotation:
+        annotation.tensor_name = f"{name}/{annotation.tensor_name}"
+    joined.ir_version = max(joined.ir_version, part.ir_version)
+    versions = {opset.domain: opset.version for opset in joined.opset_import}
+    for opset in part.opset_import:
+        assert versions.get(opset.domain, opset.version) == opset.version
+    joined.opset_import.extend(opset for opset in part.opset_import if opset.domain not in versions)
+    joined.graph.MergeFrom(
+        onnx.GraphProto(node=graph.node, value_info=graph.value_info, input=graph.input, output=graph.output)
+    )
+    joined.graph.initializer.extend(graph.initializer)
 
 
-def _order_inputs(model: onnx.ModelProto, order: list[str]) -> None:
-    inputs = sorted(model.graph.input, key=lambda value: order.index(value.name))
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
+def _remove_unused(graph: onnx.GraphProto) -> None:
+    """Remove nodes and weights that no output depends on, such as what computes the image's tokens."""
+    needed = {value.name for value in graph.output}
+    for i in reversed(range(len(graph.node))):
+        if needed.intersection(graph.node[i].output):
+            needed.update(graph.node[i].input)
+        else:
+            del graph.node[i]
+    for values in (graph.initializer, graph.value_info):
+        for i in reversed(range(len(values))):
+            if values[i].name not in needed:
+                del values[i]
 
 
 @contextmanager
