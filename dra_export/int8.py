@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from dra_export.int8_cpu import cpu_features
 from dra_export.int8_search import PARTS, Search, Trial, best_of
 from dra_export.onnx_from_model import ExportError
@@ -79,8 +77,7 @@ def quantize_graphs(paths: Mapping[str, Path], model: DRA, options: Int8Options)
         No part is both faster and within the limit: the bundle wouldn't be INT8.
     """
     threads = checked_threads(options.threads)
-    parts = {name: onnx.load(str(paths[name])) for name in ("image_encoder", "text_encoder", "compositor")}
-    search = Search(parts, model, options.dataset, options.calibration, threads)
+    search = Search(paths, model, options.dataset, options.calibration, threads)
     trials = search.run(options.max_recall_loss, options.min_speedup)
     best = best_of(trials, options.max_recall_loss)
     if not best.parts:
@@ -90,7 +87,7 @@ def quantize_graphs(paths: Mapping[str, Path], model: DRA, options: Int8Options)
             "with --precision fp32"
         )
     for name, graph in search.graphs(best).items():
-        write_bytes(paths[name], graph.SerializeToString(deterministic=True))
+        write_bytes(paths[name], graph)
     return _report(trials, best, search, options, threads)
 
 

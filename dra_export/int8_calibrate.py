@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from dra_export.int8_graph import add_weights, without_weights
 from dra_export.int8_session import open_session, pixel_batches
 from dra_runtime.console import progress
 from dra_runtime.preprocess import Preprocess
@@ -42,13 +43,12 @@ def extremes_of(
 
 def _with_extremes(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """Return a copy of ``model`` whose outputs are the extremes of tensors (N, C, H, W), an image each: (N,)."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = without_weights(model)
     graph = result.graph
     del graph.output[:]
-    graph.initializer.append(numpy_helper.from_array(np.array([1, 2, 3], np.int64), "calibration/axes"))
     for name in names:
         for end, kind in (("low", "ReduceMin"), ("high", "ReduceMax")):
             graph.node.append(helper.make_node(kind, [name, "calibration/axes"], [f"{name}/{end}"], keepdims=0))
             graph.output.append(helper.make_tensor_value_info(f"{name}/{end}", TensorProto.FLOAT, ["batch"]))
+    add_weights(result, model, [numpy_helper.from_array(np.array([1, 2, 3], np.int64), "calibration/axes")])
     return result

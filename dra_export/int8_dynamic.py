@@ -11,6 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from dra_export.int8_graph import add_weights, without_weights
+
 
 def dynamic_int8(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of ``model`` whose products with constant matrices (MatMul, Gemm) compute in INT8.
@@ -18,10 +20,9 @@ def dynamic_int8(model: onnx.ModelProto) -> onnx.ModelProto:
     A weight has one scale a column, an input one scale and zero point for the whole tensor: what shares a batch with a
     row has a small influence on it. Biases stay float32.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = without_weights(model)
     graph = result.graph
-    matrices = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
+    matrices = {tensor.name: tensor for tensor in model.graph.initializer if len(tensor.dims) == 2}
     nodes: list[onnx.NodeProto] = []
     new: dict[str, onnx.TensorProto] = {}
     quantized: set[str] = set()
@@ -38,10 +39,7 @@ def dynamic_int8(model: onnx.ModelProto) -> onnx.ModelProto:
         nodes += _product(node, weight, new)
     del graph.node[:]
     graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in (*graph.initializer, *new.values()) if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    add_weights(result, model, list(new.values()))
     return result
 
 

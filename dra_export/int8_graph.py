@@ -21,6 +21,29 @@ class Block:
     outputs: tuple[str, ...]  #: a node is known by its first output, which is unique in a graph
 
 
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy a model but for its weights, which are most of it: whoever builds a new one adds those that it needs."""
+    result = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name)
+    result.opset_import.extend(model.opset_import)
+    result.functions.extend(model.functions)
+    result.graph.name = model.graph.name
+    for field in ("input", "output", "value_info", "node"):
+        getattr(result.graph, field).extend(getattr(model.graph, field))
+    return result
+
+
+def add_weights(model: onnx.ModelProto, source: onnx.ModelProto, new: Sequence[onnx.TensorProto]) -> None:
+    """Give a model made by `without_weights` the source's weights that it still uses, and ``new`` ones."""
+    graph = model.graph
+    used = {name for node in graph.node for name in node.input}
+    graph.initializer.extend(tensor for tensor in source.graph.initializer if tensor.name in used)
+    graph.initializer.extend(new)
+    made = {name for node in graph.node for name in node.output}
+    infos = [info for info in graph.value_info if info.name in made]
+    del graph.value_info[:]
+    graph.value_info.extend(infos)
+
+
 def consumers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
     """Return who reads each tensor; a graph's output is read by nobody here."""
     readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)

@@ -61,27 +61,30 @@ class Search:
     """One search: it holds what the trials share, so that images are encoded once for each form of the image tower.
 
     Not frozen: vectors and sessions are filled in while it runs. Memory: the vectors of the split's images and texts,
-    and two copies of a part's weights at a time.
+    and few copies of the image tower's weights.
     """
 
     def __init__(
         self,
-        parts: Mapping[str, onnx.ModelProto],
+        paths: Mapping[str, Path],
         model: DRA,
         dataset: Dataset,
         calibration: Sequence[Path],
         threads: int,
     ) -> None:
-        self._parts = parts
+        self._paths = paths
         self._split = Split.of(dataset, model)
         self._calibration = calibration
         self._threads = threads
+        self._dim = model.config.dim
         self._images: dict[int, Array] = {}  # by number of float32 blocks
         self._image_speeds: dict[int, Speed] = {}
         self._texts: dict[bool, Array] = {}  # by whether it is INT8
         self._compositors: dict[bool, Any] = {}
         self._reference_queries: Array = np.empty((0, 0), np.float32)
-        self._int8 = {name: dynamic_int8(parts[name]) for name in ("text_encoder", "compositor")}
+        self._int8 = {
+            name: _serialized(dynamic_int8(onnx.load(paths[name]))) for name in ("text_encoder", "compositor")
+        }
         self.tower: Tower | None = None
         self.sensitivity: list[tuple[Block, float]] = []
         self._speeds: dict[str, Speed] = {}  # of text tower and Combiner
@@ -95,14 +98,14 @@ class Search:
         """
         self._encode_texts()
         split, threads = self._split, self._threads
-        image = self._session(self._parts["image_encoder"])
+        image = self._open(self._paths["image_encoder"])
         self._images[FLOAT32] = image_features(image, split.images, split.preprocess, threads, "float32: images")
         self._reference_queries = self._queries(FLOAT32, False, False)
         self.reference_recall = recall_of(self._reference_queries, self._images[FLOAT32], split.dataset)
 
         probes = split.some_images(PROBES)
         self.tower = calibrated_tower(
-            self._parts["image_encoder"], self._calibration, probes, split.preprocess, threads
+            onnx.load(self._paths["image_encoder"]), self._calibration, probes, split.preprocess, threads
         )
         self._image_speeds[0] = self._time_image(image, 0)
         speeds = {**self._speeds, "image_encoder": self._image_speeds[0]}
@@ -118,8 +121,9 @@ class Search:
                 if self._image_speeds[count].speedup < min_speedup:
                     break
             label = f"INT8: images, {count} blocks float32" if count else "INT8: images"
-            session = self._session(self._tower_graph(count))
+            session = self._open(self._tower_graph(count))
             self._images[count] = image_features(session, split.images, split.preprocess, threads, label)
+            del session
             new = self._trials(count, pays)
             trials += new
             held = any(trial.change <= limit and len(trial.parts) == len(pays) for trial in trials)
@@ -129,8 +133,8 @@ class Search:
                 break
         return trials
 
-    def graphs(self, trial: Trial) -> dict[str, onnx.ModelProto]:
-        """Return the INT8 graphs of a trial's parts."""
+    def graphs(self, trial: Trial) -> dict[str, bytes]:
+        """Return the INT8 files of a trial's parts."""
         graphs = {name: self._int8[name] for name in trial.parts if name in self._int8}
         if "image_encoder" in trial.parts:
             graphs["image_encoder"] = self._tower_graph(len(trial.float32_blocks))
@@ -152,13 +156,12 @@ class Search:
 
     def _encode_texts(self) -> None:
         tokens = {"tokens": self._split.typical_tokens()}
-        dim = self._parts["compositor"].graph.input[0].type.tensor_type.shape.dim[1].dim_value
-        features = np.random.default_rng(0).standard_normal((2, 1, dim), np.float32)
+        features = np.random.default_rng(0).standard_normal((2, 1, self._dim), np.float32)
         pair = {"image_features": features[0], "text_features": features[1]}
-        text = {False: self._session(self._parts["text_encoder"]), True: self._session(self._int8["text_encoder"])}
+        text = {False: self._open(self._paths["text_encoder"]), True: self._open(self._int8["text_encoder"])}
         self._compositors = {
-            False: self._session(self._parts["compositor"]),
-            True: self._session(self._int8["compositor"]),
+            False: self._open(self._paths["compositor"]),
+            True: self._open(self._int8["compositor"]),
         }
         self._speeds["text_encoder"] = speed_of(text[False], text[True], tokens)
         self._speeds["compositor"] = speed_of(self._compositors[False], self._compositors[True], pair)
@@ -166,7 +169,7 @@ class Search:
 
     def _time_image(self, float32: Any, count: int) -> Speed:
         pixels = next(pixel_batches(self._split.images[:1], self._split.preprocess, 1))
-        return speed_of(float32, self._session(self._tower_graph(count)), {"image": pixels})
+        return speed_of(float32, self._open(self._tower_graph(count)), {"image": pixels})
 
     def _steps(self) -> list[int]:
         """Return the numbers of float32 blocks to try: 0, 1, 2, 4, … below all of them."""
@@ -174,9 +177,9 @@ class Search:
         total = len(self.tower.blocks)
         return [0, *(2**i for i in range(total.bit_length()) if 2**i < total)]
 
-    def _tower_graph(self, count: int) -> onnx.ModelProto:
+    def _tower_graph(self, count: int) -> bytes:
         assert self.tower is not None
-        return self.tower.int8([block for block, _ in self.sensitivity[:count]])
+        return _serialized(self.tower.int8([block for block, _ in self.sensitivity[:count]]))
 
     def _trials(self, image: int, allowed: Sequence[str]) -> list[Trial]:
         """Measure all sets of parts with this image tower."""
@@ -204,5 +207,10 @@ class Search:
         references = self._images[image][list(self._split.references)]
         return composed(self._compositors[compositor], references, self._texts[text])
 
-    def _session(self, graph: onnx.ModelProto) -> Any:
-        return open_session(graph.SerializeToString(), self._threads)
+    def _open(self, graph: Path | bytes) -> Any:
+        return open_session(graph, self._threads)
+
+
+def _serialized(model: onnx.ModelProto) -> bytes:
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from dra_export.int8_graph import FOLLOWERS, fused_activations, quantizable_nodes
+from dra_export.int8_graph import FOLLOWERS, add_weights, fused_activations, quantizable_nodes, without_weights
 
 Ranges = Mapping[str, tuple[float, float]]  #: smallest and largest value of a tensor, by name
 # Between two pairs ONNX Runtime quantises the weights of these by itself, and coarsely: one scale for all channels. A
@@ -48,13 +48,12 @@ def static_int8(model: onnx.ModelProto, ranges: Ranges, chosen: Collection[str])
         The first outputs of the nodes to quantise, out of `quantizable_nodes`; a node and the activation that it is
         fused with (`fused_activations`) are chosen together.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = without_weights(model)
     graph = result.graph
-    nodes = [node for node in quantizable_nodes(graph) if node.output[0] in chosen]
-    fused = fused_activations(graph, nodes)
+    nodes = [node for node in quantizable_nodes(model.graph) if node.output[0] in chosen]
+    fused = fused_activations(model.graph, nodes)
     clamped = set(fused.values())  # activations that go: the range of 8 bits clamps
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     inside = {node.output[0] for node in nodes}
     made = inside - set(fused)
     taken = {name for node in nodes for name in _values(node) if name not in weights and name not in fused}
@@ -62,7 +61,6 @@ def static_int8(model: onnx.ModelProto, ranges: Ranges, chosen: Collection[str])
     scales = {name: _scale_and_zero(*ranges[name]) for name in (made | taken)}
     out: list[onnx.NodeProto] = []
     new: list[onnx.TensorProto] = []
-    biases: dict[str, str] = {}
     for name in (value.name for value in graph.input if value.name in scales):
         out += _pair(name, name, scales[name], new)
     for node in graph.node:
@@ -81,7 +79,7 @@ def static_int8(model: onnx.ModelProto, ranges: Ranges, chosen: Collection[str])
             if value in scales:
                 node.input[i] = f"{value}/dq"
         if node.op_type == "Conv":
-            out += _quantize_weights(node, weights, scales[node.input[0].removesuffix("/dq")][0], new, biases)
+            out += _quantize_weights(node, weights, scales[node.input[0].removesuffix("/dq")][0], new)
         out.append(node)
         end = fused.get(name, name)
         node.output[0] = f"{end}/float"
@@ -94,8 +92,7 @@ def static_int8(model: onnx.ModelProto, ranges: Ranges, chosen: Collection[str])
         out.append(helper.make_node("Identity", [f"{name}/dq"], [name], f"{name}/out"))
     del graph.node[:]
     graph.node.extend(out)
-    graph.initializer.extend(new)
-    _drop_unused(graph)
+    add_weights(result, model, new)
     return result
 
 
@@ -132,7 +129,6 @@ def _quantize_weights(
     weights: Mapping[str, NDArray[np.float32]],
     input_scale: np.float32,
     new: list[onnx.TensorProto],
-    biases: dict[str, str],
 ) -> list[onnx.NodeProto]:
     """Replace a convolution's weights, and its bias, by integers that are read back as floats."""
     base = node.output[0]
@@ -164,14 +160,3 @@ def _constant(
     ]
     ends = [name, f"{name}/scale", f"{name}/zero"]
     return helper.make_node("DequantizeLinear", ends, [f"{name}/dq"], f"{name}/DequantizeLinear", axis=0)
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-    made = {name for node in graph.node for name in node.output}
-    infos = [info for info in graph.value_info if info.name in made]
-    del graph.value_info[:]
-    graph.value_info.extend(infos)
