@@ -9,9 +9,8 @@ from pathlib import Path
 
 from dra_runtime.bundle import Bundle
 from dra_runtime.engine_file import check_plan_bytes, read_sidecar, rebuild_command
+from dra_runtime.engine_host import TENSORRT
 from dra_runtime.errors import EngineMismatchError, UsageError
-
-LIBRARY = "tensorrt"  #: what Triton's TensorRT backend opens; TensorRT-RTX's plans are others
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,9 @@ def engines_of(bundle: Bundle, graphs: Sequence[str], key: str | None) -> dict[s
         sidecar = read_sidecar(plan)
         check_plan_bytes(plan, sidecar)
         again = rebuild_command(plan, sidecar)
-        if sidecar.library != LIBRARY:
+        if sidecar.library != TENSORRT:
             raise EngineMismatchError(
-                f"{plan}: built with {sidecar.library}, and Triton's TensorRT backend opens {LIBRARY}'s plans alone; "
+                f"{plan}: built with {sidecar.library}, and Triton's TensorRT backend opens {TENSORRT}'s plans alone; "
                 f"build it with: {_build(bundle)}"
             )
         if sidecar.bundle_id != bundle.manifest.bundle_id:
@@ -77,4 +76,4 @@ def _folder(bundle: Bundle, key: str | None) -> Path:
 
 
 def _build(bundle: Bundle) -> str:
-    return f"dra-export engine {shlex.quote(str(bundle.path))} --backend {LIBRARY}"
+    return f"dra-export engine {shlex.quote(str(bundle.path))} --backend {TENSORRT}"

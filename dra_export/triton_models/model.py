@@ -73,7 +73,7 @@ def composed_query(folder: Path, threads: int, ask: Ask) -> Callable[[Sequence[A
     def prepared(inputs: Arrays) -> tuple[Array, list[list[int]]] | DraError:
         try:
             rows = token_rows(tokenizer, [_string(data) for data in inputs["text"].ravel()])
-            return np.stack([manifest.preprocess(open_image(data)) for data in inputs["image"].ravel()]), rows
+            return np.stack([manifest.preprocess(open_image(bytes(data))) for data in inputs["image"].ravel()]), rows
         except DraError as error:
             return error
 
