@@ -302,13 +302,14 @@ def _interruptible(build: Callable[[], Any], monitor: Any) -> Any:
 
     thread = threading.Thread(target=work, name="engine build")
     thread.start()
-    try:
-        while thread.is_alive():
+    interrupt: KeyboardInterrupt | None = None
+    while thread.is_alive():
+        try:
             thread.join(0.1)
-    except BaseException:
-        monitor.cancelled = True
-        thread.join()
-        raise
+        except KeyboardInterrupt as error:  # however often: the build must end before its files are cleared away
+            monitor.cancelled, interrupt = True, error
+    if interrupt:
+        raise interrupt
     if failures:
         raise failures[0]
     return results[0]
