@@ -13,4 +13,5 @@ def _load(name):
 
 
 _load("pbtxt")
+_load("int8_nets")
 _load("plan_stand_ins")
