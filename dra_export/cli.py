@@ -1,10 +1,6 @@
-"""The command dra-export."""
+"""The command dra-export. Each command's module is imported when it is used: most bring PyTorch, `inspect` doesn't."""
 
-from dra_export.commands.engine import engine_command
-from dra_export.commands.onnx import onnx_command
-from dra_export.commands.triton import triton_command
-from dra_export.commands.verify import verify_command
-from dra_runtime.console import command_group
+from dra_runtime.console import Later, command_group
 
 main = command_group(
     "dra-export",
@@ -13,15 +9,21 @@ main = command_group(
     \b
       dra-export onnx runs/demo/ckpt.pt -o runs/demo/bundle
       dra-export verify runs/demo/bundle --checkpoint runs/demo/ckpt.pt
+      dra-export inspect runs/demo/bundle
       dra-export engine runs/demo/bundle
       dra-export triton runs/demo/bundle -o repository
     """,
 )
 
-for command in (
-    onnx_command,
-    engine_command,
-    verify_command,
-    triton_command,
-):
-    main.add_command(command)
+
+def _later(name: str, short_help: str) -> Later:
+    return Later(f"dra_export.commands.{name}", f"{name}_command", short_help, "export")
+
+
+main.later = {
+    "onnx": _later("onnx", "Turn a checkpoint into a bundle of ONNX graphs."),
+    "engine": _later("engine", "Build TensorRT engines from a bundle."),
+    "verify": _later("verify", "Compare bundles on disk with PyTorch."),
+    "inspect": _later("inspect", "Say what a file or folder is, and where it runs."),
+    "triton": _later("triton", "Make a model repository for Triton Inference Server."),
+}

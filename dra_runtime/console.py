@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType, ModuleType
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -19,8 +21,40 @@ FOUND_WANTING = 1  #: exit code of a check that ran and failed
 UNUSABLE = 2  #: exit code of wrong use or unusable input
 
 
+@dataclass(frozen=True)
+class Later:
+    """A command that is imported when it is used: neither ``--help`` nor another command waits for its libraries."""
+
+    module: str
+    attribute: str  #: the command's name in its module
+    short_help: str
+    extra: str  #: brings the libraries that it needs
+
+
 class CommandGroup(click.Group):
     """A command line whose errors are one line on stderr; ``--debug`` shows the stack instead."""
+
+    later: Mapping[str, Later] = MappingProxyType({})  #: commands by name, beside those that were added
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name all commands."""
+        return [*super().list_commands(ctx), *self.later]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, imported now if it wasn't before."""
+        later = self.later.get(cmd_name)
+        if later is None:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(_imported(later.module, later.extra), later.attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands for ``--help``, and import none."""
+        if not self.later:
+            return super().format_commands(ctx, formatter)
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, later.short_help) for name, later in self.later.items()])
+        return None
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command and turn every failure into one line and an exit code."""
@@ -62,14 +96,17 @@ def _fail(message: str) -> NoReturn:
 
 def start(module: str, extra: str) -> None:
     """Run the command line ``main`` of ``module``; where a library is missing, say which ``extra`` brings it."""
+    _imported(module, extra).main()
+
+
+def _imported(module: str, extra: str) -> ModuleType:
     try:
-        command = importlib.import_module(module).main
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in ("", module.partition(".")[0]):
             raise  # not a library: our own file
         _fail(f"{missing} isn't installed, and this command needs it: pip install 'dra-toolkit[{extra}]'")
-    command()
 
 
 def command_group(name: str, help_text: str) -> CommandGroup:
