@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import struct
@@ -57,7 +58,15 @@ def server_python(tmp_path_factory):
     [wheel] = (folder / "dist").glob("*.whl")
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv" / "bin" / "python"
-    words = ("install", "-qq", "--disable-pip-version-check", f"{wheel}[cpu]", "nvidia-pytriton", "numpy<2")
+    words = (
+        "install",
+        "-qq",
+        "--disable-pip-version-check",
+        f"{wheel}[cpu]",
+        "nvidia-pytriton",
+        "tritonclient[http]",
+        "numpy<2",
+    )
     subprocess.run([python, "-m", "pip", *words], check=True)
     return python
 
@@ -264,6 +273,17 @@ def test_a_broken_input_gets_a_clear_error_and_the_server_lives_on(address, pict
     status, error = infer(address, "composed_query", {"image": [pictures[0]], "text": [b"\xff"]}, "query")
     assert (status, "UTF-8" in error) == (400, True)
     assert_same(query(address, pictures[:1], TEXTS[:1]), expected[:1])
+
+
+def test_the_documents_client_works(address, server_python, emoji_images, expected, tmp_path):
+    (program,) = re.findall(r"```python\n(.*?)```", (SOURCE / "docs/triton.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert TEXTS[0] == "in red"
+    shutil.copy(emoji_images[0], tmp_path / "reference.webp")
+    here = program.replace("127.0.0.1:8000", address.removeprefix("http://").removesuffix("/v2"))
+    assert here != program
+    words = [server_python, "-c", f"{here}\nnp.save('query.npy', query)"]
+    subprocess.run(words, check=True, cwd=tmp_path)
+    assert_same(np.load(tmp_path / "query.npy"), expected[:1])
 
 
 def test_more_than_the_largest_batch_is_refused(address, pictures):
