@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dra_export.int8_cpu import cpu_features
-from dra_export.int8_search import PARTS, Search, Trial, best_of
+from dra_export.int8_search import MIN_SPEEDUP, PARTS, Search, Trial, best_of
 from dra_export.onnx_from_model import ExportError
 from dra_runtime.errors import UsageError
 from dra_runtime.files import write_bytes
@@ -33,15 +33,12 @@ class Int8Options:
         In points: how far any recall of the split may move.
     threads
         Of a session; by default the CPUs that affinity and container quota leave us.
-    min_speedup
-        A part that isn't this many times as fast in INT8 stays float32. Above 1, so that noise doesn't decide.
     """
 
     calibration: Sequence[Path]
     dataset: Dataset
     max_recall_loss: float = 0.5
     threads: int | None = None
-    min_speedup: float = 1.05
 
     def __post_init__(self) -> None:
         if len(self.calibration) < FEW_IMAGES:
@@ -78,7 +75,7 @@ def quantize_graphs(paths: Mapping[str, Path], model: DRA, options: Int8Options)
     """
     threads = checked_threads(options.threads)
     search = Search(paths, model, options.dataset, options.calibration, threads)
-    trials = search.run(options.max_recall_loss, options.min_speedup)
+    trials = search.run(options.max_recall_loss)
     best = best_of(trials, options.max_recall_loss)
     if not best.parts:
         raise ExportError(
@@ -141,9 +138,11 @@ def _why(name: str, trials: Sequence[Trial], best: Trial, search: Search, option
         blocks = len(best.float32_blocks) if name == "image_encoder" else 0
         rest = f", {blocks} of its {len(search.tower.blocks)} blocks in float32" if blocks and search.tower else ""
         return f"kept: faster, and the recall holds{rest}"
-    if search.speeds(best)[name].speedup < options.min_speedup:
+    if search.speeds(best)[name].speedup < MIN_SPEEDUP:
         return "float32: not faster in INT8"
     least = min(trial.change for trial in trials if name in trial.parts)
+    if least <= options.max_recall_loss:
+        return "float32: the recall doesn't hold together with the other parts"
     return f"float32: moves a recall by {least:.2f} points at least"
 
 

@@ -32,6 +32,7 @@ from dra_train.model import DRA
 
 PARTS = ("image_encoder", "text_encoder", "compositor")
 PROBES = 16  #: images on which blocks and calibrations are compared
+MIN_SPEEDUP = 1.05  #: a part that isn't so many times as fast stays float32; above 1, so that noise doesn't decide
 NEAR = 0.99  #: image_features with a lower mean cosine are worth some float32 blocks, where these cost no time
 ABOUT_AS_FAST = 1.1  #: times that differ by less are the same: another run could have them the other way round
 FLOAT32 = -1  #: instead of a number of float32 blocks: the whole tower is float32
@@ -90,7 +91,7 @@ class Search:
         self._speeds: dict[str, Speed] = {}  # of text tower and Combiner
         self.reference_recall: dict[str, float] = {}
 
-    def run(self, limit: float, min_speedup: float) -> list[Trial]:
+    def run(self, limit: float) -> list[Trial]:
         """Return all trials, the first without any INT8.
 
         Blocks of the image tower go back to float32, the most sensitive first and twice as many at each step, until
@@ -109,7 +110,7 @@ class Search:
         )
         self._image_speeds[0] = self._time_image(image, 0)
         speeds = {**self._speeds, "image_encoder": self._image_speeds[0]}
-        pays = [name for name in PARTS if speeds[name].speedup >= min_speedup]
+        pays = [name for name in PARTS if speeds[name].speedup >= MIN_SPEEDUP]
         trials = self._trials(FLOAT32, [name for name in pays if name != "image_encoder"])
         if "image_encoder" not in pays:
             return trials
@@ -118,7 +119,7 @@ class Search:
                 self.sensitivity = by_sensitivity(self.tower, probes, split.preprocess, threads)
             if count > 0:
                 self._image_speeds[count] = self._time_image(image, count)
-                if self._image_speeds[count].speedup < min_speedup:
+                if self._image_speeds[count].speedup < MIN_SPEEDUP:
                     break
             label = f"INT8: images, {count} blocks float32" if count else "INT8: images"
             session = self._open(self._tower_graph(count))
