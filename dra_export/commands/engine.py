@@ -113,12 +113,14 @@ def engines_table(sidecars: list[EngineSidecar]) -> str:
         proof, first = sidecar.proof, sidecar.inputs[0].name
         batches = ", ".join(f"{p[first][0][0]}-{p[first][2][0]}" for p in sidecar.profiles).replace("1-1,", "1,")
         islands = sum(len(island.layers) for island in proof.islands)
-        half = f"{proof.half_share:.0%}"
-        rows.append([sidecar.graph, f"{sidecar.plan_size / 1e6:.1f} MB", batches, half, islands or "-"])
-    lines = [table(["graph", "size", "batches", "half", "float32 islands"], rows)]
+        half, islands_aside = proof.half_tensors, proof.half_tensors + proof.float_tensors - islands
+        shares = [f"{proof.half_share:.0%}", f"{half / max(1, islands_aside):.0%}"]
+        rows.append([sidecar.graph, f"{sidecar.plan_size / 1e6:.1f} MB", batches, *shares, islands or "-"])
+    lines = [table(["graph", "size", "batches", "half", "islands aside", "float32 islands"], rows)]
     reasons: dict[str, int] = {}
     for island in (island for sidecar in sidecars for island in sidecar.proof.islands):
         reasons[island.reason] = reasons.get(island.reason, 0) + len(island.layers)
     if reasons:
-        lines.append("float32: " + "; ".join(f"{reason} ({count} layers)" for reason, count in reasons.items()))
+        by_count = sorted(reasons.items(), key=lambda item: -item[1])
+        lines.append("float32 islands: " + "; ".join(f"{reason} ({count} layers)" for reason, count in by_count))
     return "\n\n".join(lines) + "\n"

@@ -11,13 +11,11 @@ from pathlib import Path
 import onnx
 import pytest
 from click.testing import CliRunner, Result
+from half_bundles import make_half_bundle, sign
 
 from dra_export import engine as engine_module
 from dra_export.cli import main
 from dra_export.engine import EngineOptions, build_engines, engine_key, profiles_of
-from dra_export.graphs import graphs_of
-from dra_export.half import first_islands, group_islands, half_from_float
-from dra_export.onnx_from_model import write_query_onnx
 from dra_export.tensorrt_api import Library, load_library
 from dra_runtime.bundle import Bundle, GraphSpec, TensorSpec, bundle_id_of
 from dra_runtime.engine_file import EngineSidecar, check_plan, read_sidecar
@@ -31,53 +29,14 @@ ONE = EngineOptions(max_batch=1, opt_batch=1, targets=("sm89",))
 
 
 @pytest.fixture(scope="module")
-def half_bundle(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model's bundle in half precision (read only)."""
-    path = tmp_path_factory.mktemp("half") / "bundle"
-    make_half_bundle(tiny_bundle, tiny_checkpoint, path)
-    return path
-
-
-def make_half_bundle(source: Path, checkpoint: Path, out: Path) -> None:
-    """Convert a float32 bundle as `dra-export onnx --precision fp16` does, but for the measurements on real pairs."""
-    from dra_train.checkpoint import load_checkpoint
-
-    shutil.copytree(source, out, ignore=shutil.ignore_patterns("engines"))
-    graphs = {graph.name: graph for graph in graphs_of(load_checkpoint(checkpoint).model)}
-    paths = {name: out / f"{name}.onnx" for name in graphs}
-    declared = {}
-    for name in graphs:
-        if name != "query":
-            model = onnx.load(paths[name])
-            islands = first_islands(model)
-            onnx.save(half_from_float(model, islands), paths[name])
-            declared[name] = {"islands": group_islands(islands)}
-    write_query_onnx(paths, graphs["query"], paths["query"])
-    sign(out, declared)
-
-
-def sign(bundle: Path, declared: dict[str, object]) -> None:
-    """Make a bundle's manifest say fp16, with these islands, and fit the files that lie there."""
-    manifest = bundle / "manifest.json"
-    values = json.loads(manifest.read_text(encoding="utf-8"))
-    values["precision"] = "fp16"
-    values["provenance"]["fp16"] = {"graphs": declared}
-    for name in values["files"]:
-        content = (bundle / name).read_bytes()
-        values["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-    values["bundle_id"] = bundle_id_of(values)
-    manifest.write_text(json.dumps(values), encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
 def library() -> Library:
     return load_library("tensorrt-rtx", this_host())
 
 
 @pytest.fixture(scope="module")
-def built(half_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+def built(tiny_half_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """A half bundle with the engines that the command built in it, and what the command printed."""
-    bundle = shutil.copytree(half_bundle, tmp_path_factory.mktemp("built") / "bundle")
+    bundle = shutil.copytree(tiny_half_bundle, tmp_path_factory.mktemp("built") / "bundle")
     result = run("engine", bundle, "--backend", "tensorrt-rtx", "--target", "sm89", "--max", 8)
     assert result.exit_code == 0, result.stderr
     return bundle, result
@@ -158,8 +117,8 @@ def sidecar_of(bundle: Path, graph: str) -> EngineSidecar:
     return read_sidecar(plan)
 
 
-def test_json_is_the_sidecars(half_bundle: Path, tmp_path: Path) -> None:
-    bundle = shutil.copytree(half_bundle, tmp_path / "bundle")
+def test_json_is_the_sidecars(tiny_half_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(tiny_half_bundle, tmp_path / "bundle")
     result = run("engine", bundle, "--graph", "compositor", "--graph", "reranker", "--json")
     values = json.loads(result.stdout)
     assert [Path(path).name for path in values] == ["compositor.plan", "reranker.plan"]
@@ -168,10 +127,10 @@ def test_json_is_the_sidecars(half_bundle: Path, tmp_path: Path) -> None:
         assert sidecar["target"]["compute_capabilities"] == []  # no target: all from 8.0
 
 
-def test_the_command_of_a_sidecar_builds_the_engine_again(half_bundle: Path, tmp_path: Path) -> None:
+def test_the_command_of_a_sidecar_builds_the_engine_again(tiny_half_bundle: Path, tmp_path: Path) -> None:
     from dra_runtime.engine_file import rebuild_command
 
-    bundle = shutil.copytree(half_bundle, tmp_path / "bundle")
+    bundle = shutil.copytree(tiny_half_bundle, tmp_path / "bundle")
     options = ("--min", 2, "--opt", 3, "--max", 4, "--target", "sm89,sm120", "--workspace", 512)
     assert run("engine", bundle, "--graph", "compositor", *options).exit_code == 0
     (plan,) = (bundle / "engines").glob("*/*.plan")
@@ -202,9 +161,9 @@ def test_a_converter_that_returns_float32_fails_the_build(tiny_bundle: Path, tmp
 
 
 def test_one_float32_graph_among_half_ones_fails_the_build(
-    half_bundle: Path, tiny_bundle: Path, tmp_path: Path
+    tiny_half_bundle: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    bundle = shutil.copytree(half_bundle, tmp_path / "bundle")
+    bundle = shutil.copytree(tiny_half_bundle, tmp_path / "bundle")
     shutil.copy(tiny_bundle / "compositor.onnx", bundle)
     declared = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["provenance"]["fp16"]["graphs"]
     sign(bundle, declared)
@@ -241,9 +200,9 @@ def test_another_converters_graph_is_judged_by_its_layers(tiny_bundle: Path, tmp
 
 
 def test_ctrl_c_stops_the_build_and_leaves_nothing(
-    half_bundle: Path, tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch
+    tiny_half_bundle: Path, tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = shutil.copytree(half_bundle, tmp_path / "bundle")
+    bundle = shutil.copytree(tiny_half_bundle, tmp_path / "bundle")
     before = everything_in(bundle)
     notes: list[str] = []
     presses: list[str] = []
@@ -309,10 +268,10 @@ def test_engines_are_replaced_on_request_alone(built: tuple[Path, Result], tmp_p
         (["--timing-cache", "t"], "leave --timing-cache out"),
     ],
 )
-def test_what_tensorrt_rtx_cannot_do_is_refused(arguments: list[str], said: str, half_bundle: Path) -> None:
-    before = everything_in(half_bundle)
-    assert said in one_line(run("engine", half_bundle, "--backend", "tensorrt-rtx", *arguments))
-    assert everything_in(half_bundle) == before
+def test_what_tensorrt_rtx_cannot_do_is_refused(arguments: list[str], said: str, tiny_half_bundle: Path) -> None:
+    before = everything_in(tiny_half_bundle)
+    assert said in one_line(run("engine", tiny_half_bundle, "--backend", "tensorrt-rtx", *arguments))
+    assert everything_in(tiny_half_bundle) == before
 
 
 def test_an_int8_bundle_is_for_cpus(tiny_bundle: Path, tmp_path: Path, library: Library) -> None:
@@ -326,13 +285,13 @@ def test_an_int8_bundle_is_for_cpus(tiny_bundle: Path, tmp_path: Path, library: 
         build_engines(Bundle.open(bundle), library, this_host(), ONE)
 
 
-def test_a_graph_that_the_bundle_lacks_is_named(half_bundle: Path, library: Library) -> None:
+def test_a_graph_that_the_bundle_lacks_is_named(tiny_half_bundle: Path, library: Library) -> None:
     with pytest.raises(UsageError, match="--graph has 'decoder'"):
-        build_engines(Bundle.open(half_bundle), library, this_host(), ONE, ["decoder"])
+        build_engines(Bundle.open(tiny_half_bundle), library, this_host(), ONE, ["decoder"])
 
 
-def test_a_folder_that_cannot_be_written_is_the_users_to_change(half_bundle: Path, tmp_path: Path) -> None:
-    bundle = shutil.copytree(half_bundle, tmp_path / "bundle")
+def test_a_folder_that_cannot_be_written_is_the_users_to_change(tiny_half_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(tiny_half_bundle, tmp_path / "bundle")
     (bundle / "engines").write_text("in the way")
     assert "can't be written" in one_line(run("engine", bundle, "--graph", "compositor"))
 
