@@ -15,35 +15,24 @@ class Limits:
     """What an artifact must hold; None: shown, not judged."""
 
     min_cosine: float | None
-    recall_points: float  #: how many percentage points each recall may differ by
+    recall_points: float  #: how many percentage points each recall may differ by, up or down
     top10_overlap: float | None  #: in percent
-    gains_count: bool = True  #: whether a recall that is too high is a difference as well
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for the JSON."""
-        points = f"{self.recall_points:g} point{'s' if self.recall_points != 1 else ''}"
-        return {
-            "min_cosine": self.min_cosine,
-            "recall": "equal" if self.recall_points == 0 else f"within {points}" if self.gains_count else f"-{points}",
-            "top10_overlap": self.top10_overlap,
-        }
+        recall = "equal" if self.recall_points == 0 else f"within {self.recall_points:g} points"
+        return {"min_cosine": self.min_cosine, "recall": recall, "top10_overlap": self.top10_overlap}
 
     def words(self, with_recall: bool) -> str:
         """Return what is judged as text; without recalls, what is left of it."""
-        points = f"{self.recall_points:g}"
-        recall = (
-            "recall equal at every K"
-            if self.recall_points == 0
-            else f"recall within {points} point at every K"
-            if self.gains_count
-            else f"no recall more than {points} point lower"
-        )
-        judged = [
-            f"smallest cosine at least {self.min_cosine}" if self.min_cosine is not None else "",
-            recall if with_recall else "",
-            f"{self.top10_overlap:g} % of the first ten in common" if with_recall and self.top10_overlap else "",
-        ]
-        return ", ".join(words for words in judged if words)
+        judged = []
+        if self.min_cosine is not None:
+            judged.append(f"smallest cosine at least {self.min_cosine}")
+        if with_recall:
+            judged.append(f"recall {self.to_dict()['recall']} at every K")
+        if with_recall and self.top10_overlap is not None:
+            judged.append(f"at least {self.top10_overlap:g} % of the first ten in common")
+        return ", ".join(judged)
 
 
 LIMITS = {"fp32": Limits(0.99999, 0.0, None), "fp16": Limits(0.999, 0.1, 99.0)}
@@ -51,13 +40,13 @@ DEFAULT_RECALL_LOSS = 0.5  #: points, of an INT8 bundle that states none
 
 
 def limits_of(manifest: Manifest) -> Limits:
-    """Return what a bundle must hold: INT8 the recall loss that it was made for, the others what `LIMITS` says."""
+    """Return what a bundle must hold: INT8 the limit that it was made for, the others what `LIMITS` says."""
     if manifest.precision != "int8":
         return LIMITS[manifest.precision]
     made = manifest.provenance.get("int8")
     loss = made.get("max_recall_loss") if isinstance(made, Mapping) else None
     given = isinstance(loss, int | float) and not isinstance(loss, bool) and loss >= 0
-    return Limits(None, float(loss) if given else DEFAULT_RECALL_LOSS, None, gains_count=False)  # type: ignore[arg-type]
+    return Limits(None, float(loss) if given else DEFAULT_RECALL_LOSS, None)  # type: ignore[arg-type]
 
 
 def misses(limits: Limits, graphs: Mapping[str, Difference], recall: Mapping[str, Any] | None) -> list[str]:
@@ -74,9 +63,9 @@ def misses(limits: Limits, graphs: Mapping[str, Difference], recall: Mapping[str
         return found
     for name, was in recall["reference"].items():
         now = recall["candidate"][name]
-        change = round(now - was, 6)  # recalls have two decimals; what is below is the subtraction's own
-        if (abs(change) if limits.gains_count else -change) > limits.recall_points:
-            allowed = "" if limits.recall_points == 0 else f", more than {limits.recall_points:g} point"
+        change = round(now - was, 6)  # recalls have two decimals; what lies below is the subtraction's own
+        if abs(change) > limits.recall_points:
+            allowed = "" if limits.recall_points == 0 else f", more than {limits.recall_points:g} points away"
             found.append(f"{name}: {now:.2f} % where PyTorch has {was:.2f} %{allowed}")
     if limits.top10_overlap is not None and recall["top10_overlap"] < limits.top10_overlap:
         found.append(f"first ten in common: {recall['top10_overlap']:.2f} %, below {limits.top10_overlap:g} %")
