@@ -16,28 +16,42 @@ import numpy as np
 import onnx
 
 from dra_export.graphs import graphs_of
-from dra_export.onnx_from_model import OPSET, shape_of, write_onnx, write_query_onnx
+from dra_export.onnx_from_model import (
+    JOIN_STEPS,
+    OPSET,
+    TRACE_STEPS,
+    Step,
+    shape_of,
+    write_onnx,
+    write_query_onnx,
+)
+from dra_export.passes.uint8_image import take_uint8
 from dra_export.selftest import make_selftest
 from dra_runtime.bundle import Bundle, FileEntry, GraphSpec, Manifest, TensorSpec, TokenizerSpec, bundle_id_of
 from dra_runtime.console import progress
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import UsageError
 from dra_runtime.files import write_json
-from dra_runtime.manifest import MANIFEST, SELFTEST, manifest_to_dict
+from dra_runtime.manifest import MANIFEST, SELFTEST, manifest_to_dict, schema_version_of
 from dra_runtime.selfcheck import require_selfcheck
 from dra_train.checkpoint import Checkpoint
 from dra_train.model import DRA
 from dra_train.vocabulary import clip_tokenizer
 
 MERGES = "merges.txt"
-_DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT32: "int32"}
+_DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT32: "int32", onnx.TensorProto.UINT8: "uint8"}
 
 
 Lower = Callable[[Mapping[str, Path], DRA], dict[str, Any]]  #: float32 graphs on disk -> lower precision, in place
 
 
 def write_bundle(
-    checkpoint: Checkpoint, out: Path, overwrite: bool = False, precision: str = "fp32", lower: Lower | None = None
+    checkpoint: Checkpoint,
+    out: Path,
+    overwrite: bool = False,
+    precision: str = "fp32",
+    lower: Lower | None = None,
+    image_input: str = "float32",
 ) -> Bundle:
     """Export a checkpoint to a bundle at ``out``.
 
@@ -52,6 +66,8 @@ def write_bundle(
         ``"fp32"``, or the precision that ``lower`` brings the float32 graphs to: it gets their paths, without the
         joined query's, and the model, and returns what the provenance says of it
         (`dra_export.half_graphs.halve_graphs`, `dra_export.int8.quantize_graphs`).
+    image_input
+        What the image encoder takes: preprocessed ``"float32"`` pixels, or ``"uint8"`` ones that it normalises itself.
 
     Raises
     ------
@@ -66,7 +82,7 @@ def write_bundle(
     work = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         work.mkdir(parents=True)
-        _fill(work, checkpoint, precision, lower)
+        _fill(work, checkpoint, precision, lower, image_input)
         require_selfcheck(Encoder.open(work))
         _put_in_place(work, out)
     except OSError as error:
@@ -83,28 +99,36 @@ def record_parity(bundle: Bundle, parity: dict[str, Any]) -> Bundle:
     return Bundle(bundle.path, manifest)
 
 
-def _fill(folder: Path, checkpoint: Checkpoint, precision: str, lower: Lower | None) -> None:
+def _fill(folder: Path, checkpoint: Checkpoint, precision: str, lower: Lower | None, image_input: str) -> None:
     model = checkpoint.model
     graphs = graphs_of(model)
     paths = {graph.name: folder / f"{graph.name}.onnx" for graph in graphs}
     parts = {name: path for name, path in paths.items() if name != "query"}
-    with progress(len(parts), "tracing graphs") as advance:
+    with progress(1 + TRACE_STEPS * len(parts), "exporting graphs") as advance:
         for graph in graphs:
             if graph.name in parts:
-                write_onnx(graph, parts[graph.name])
-                advance(1)
+                write_onnx(graph, parts[graph.name], _noted(advance, graph.name))
+        advance(1)
     details = {precision: _plain(lower(parts, model))} if lower else {}
-    for graph in graphs:
-        if graph.name == "query":
-            write_query_onnx(parts, graph, paths["query"])
-    tokenizer = clip_tokenizer(model.text.context_length)
-    (folder / MERGES).write_text("".join(f"{merge}\n" for merge in tokenizer.merges), encoding="utf-8")
-    np.savez(folder / SELFTEST, allow_pickle=False, **make_selftest(model))
+    if image_input == "uint8":
+        take_uint8(parts["image_encoder"], model.preprocess)
+    with progress(3 + JOIN_STEPS, "joining and checking") as advance:
+        query = next(graph for graph in graphs if graph.name == "query")
+        write_query_onnx(parts, query, paths["query"], _noted(advance, "query"))
+        advance(1, "selftest")
+        tokenizer = clip_tokenizer(model.text.context_length)
+        (folder / MERGES).write_text("".join(f"{merge}\n" for merge in tokenizer.merges), encoding="utf-8")
+        np.savez(folder / SELFTEST, allow_pickle=False, **make_selftest(model))
+        advance(1, "hashes")
+        specs = {name: _graph_spec(path) for name, path in paths.items()}
+        files = {path.name: _file_entry(path) for path in sorted(folder.iterdir())}
+        advance(1)
     manifest = Manifest(
         bundle_id="",
         precision=precision,
-        files={path.name: _file_entry(path) for path in sorted(folder.iterdir())},
-        graphs={name: _graph_spec(path) for name, path in paths.items()},
+        files=files,
+        graphs=specs,
+        schema_version=schema_version_of(specs),
         preprocess=model.preprocess,
         tokenizer=TokenizerSpec(
             MERGES, tokenizer.context_length, tokenizer.vocab_size, tokenizer.start_token, tokenizer.end_token
@@ -119,6 +143,11 @@ def _fill(folder: Path, checkpoint: Checkpoint, precision: str, lower: Lower | N
         },
     )
     _write_manifest(folder, replace(manifest, bundle_id=bundle_id_of(manifest)))
+
+
+def _noted(advance: Callable[..., None], name: str) -> Step:
+    """Return what advances a bar by a step and says what comes next."""
+    return lambda note: advance(1, f"{name}: {note}")
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -6,13 +6,14 @@ import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dra_export.parity_reference import Array, Reference
-from dra_runtime.encoder import Encoder
+from dra_runtime.encoder import Encoder, Pixels
 from dra_runtime.errors import BackendError
 from dra_runtime.preprocess import Preprocess, open_image
 
@@ -115,9 +116,12 @@ def steps(reference: Reference, graphs: Collection[str]) -> int:
 def _compare_image_encoder(
     reference: Reference, encoder: Encoder, preprocess: Preprocess, difference: Difference, advance: Advance
 ) -> None:
+    def pixels_of(path: Path) -> Pixels:
+        return preprocess.network_input(open_image(path), encoder.image_input)
+
     rows = reference.rows
     for names in mixed_batches(reference.names):
-        pixels = np.stack([preprocess(open_image(reference.dataset.images[name])) for name in names])
+        pixels = np.stack([pixels_of(reference.dataset.images[name]) for name in names])
         encoded = encoder.session("image_encoder").run({"image": pixels})
         difference.add(encoded["image_features"], reference.image_features[[rows[name] for name in names]])
         kept = [i for i, name in enumerate(names) if name in reference.tokens]
@@ -169,8 +173,8 @@ def _compare_query(
     reference: Reference, encoder: Encoder, preprocess: Preprocess, difference: Difference, advance: Advance
 ) -> None:
     @lru_cache(PIXELS_KEPT)
-    def pixels_of(name: str) -> Array:
-        return preprocess(open_image(reference.dataset.images[name]))
+    def pixels_of(name: str) -> Pixels:
+        return preprocess.network_input(open_image(reference.dataset.images[name]), encoder.image_input)
 
     queries = reference.queries
     by_reference = sorted(range(len(queries)), key=lambda i: queries[i].reference)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-TYPES = {"float32": "TYPE_FP32", "int32": "TYPE_INT32", "bytes": "TYPE_STRING"}
+TYPES = {"float32": "TYPE_FP32", "int32": "TYPE_INT32", "uint8": "TYPE_UINT8", "bytes": "TYPE_STRING"}
 ANY = -1  #: a free dimension
 
 

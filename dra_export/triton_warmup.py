@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from dra_export.triton_config import Warmup
 from dra_runtime.encoder import Encoder
-from dra_runtime.preprocess import open_image
 
 Sample = Mapping[str, npt.NDArray[Any]]  #: a value for every input, without batch dimension
 
@@ -22,7 +21,7 @@ def warmup_samples(encoder: Encoder) -> dict[str, tuple[Sample, Sample]]:
     """
     selftest = encoder.bundle.selftest()
     rows = encoder.tokenize([str(text) for text in selftest["texts"]])
-    pixels = [encoder.preprocess(open_image(selftest["images"][i])) for i in (0, -1)]
+    pixels = [encoder.pixels(selftest["images"][i]) for i in (0, -1)]
     inputs: dict[str, list[Sample]] = {
         "image_encoder": [{"image": image} for image in pixels],
         "text_encoder": [{"tokens": np.array(rows[i], np.int32)} for i in (0, -1)],

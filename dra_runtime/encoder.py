@@ -20,6 +20,7 @@ from dra_runtime.tokenizer import Tokenizer
 
 Item = TypeVar("Item")
 Features = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.float32 | np.uint8]
 
 IMAGE_BATCH = 16  # images in memory at once
 TEXT_BATCH = 64
@@ -125,6 +126,11 @@ class Encoder:
         return self._bundle.manifest.preprocess
 
     @property
+    def image_input(self) -> str:
+        """Return the type of the image encoder's input: ``"float32"`` or ``"uint8"``."""
+        return self._bundle.manifest.image_input
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """Return what turns a text into the text encoder's input."""
         return self._tokenizer
@@ -167,18 +173,43 @@ class Encoder:
         sources: Iterable[ImageSource] = [images] if _is_one_image(images) else images  # type: ignore[list-item, assignment]
         batches = []
         for batch in _batches(sources, IMAGE_BATCH):
-            pixels = np.stack([self.preprocess(open_image(source)) for source in batch])
+            pixels = np.stack([self.pixels(source) for source in batch])
             batches.append(self.encode_pixels(pixels)["image_features"])
         return self._joined(batches)
 
-    def encode_pixels(self, pixels: npt.NDArray[np.float32]) -> dict[str, Features]:
-        """Run the image encoder on preprocessed images (N, 3, S, S).
+    def pixels(self, image: ImageSource) -> Pixels:
+        """Return what the bundle's image encoder takes for one image.
+
+        Returns
+        -------
+        np.ndarray
+            (3, S, S): float32, preprocessed; or uint8, not yet normalised, where the graph does that itself.
+
+        Raises
+        ------
+        ImageError
+            The image can't be used.
+        """
+        return self.preprocess.network_input(open_image(image), self.image_input)
+
+    def encode_pixels(self, pixels: Pixels) -> dict[str, Features]:
+        """Run the image encoder on images (N, 3, S, S) as `pixels` returns them, stacked.
 
         Returns
         -------
         dict
             image_features (N, D) and, where the bundle has a reranker, image_tokens (N, T, D).
+
+        Raises
+        ------
+        UsageError
+            The pixels are of another type than `image_input`.
         """
+        if pixels.dtype != self.image_input:
+            raise UsageError(
+                f"the pixels are {pixels.dtype} where this bundle's image encoder takes {self.image_input}; "
+                "make them with Encoder.pixels"
+            )
         return self.session("image_encoder").run({"image": pixels})
 
     def encode_texts(self, texts: str | Iterable[str]) -> Features:

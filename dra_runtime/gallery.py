@@ -12,16 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from dra_runtime.bundle import Integrity
-from dra_runtime.encoder import IMAGE_BATCH, Encoder, Features, checked_features
+from dra_runtime.encoder import IMAGE_BATCH, Encoder, Features, Pixels, checked_features
 from dra_runtime.errors import GalleryError, GalleryMismatchError, ImageError, UsageError
 from dra_runtime.folder import images_of_folder
 from dra_runtime.gallery_file import check_id, read_gallery, write_gallery
-from dra_runtime.preprocess import ImageSource, open_image
+from dra_runtime.preprocess import ImageSource
 from dra_runtime.search import top_k
 from dra_runtime.vectors import Vectors, known_row, merged, row_of, vectors_from_features, without
 
 Progress = Callable[[int, int], None]
-Loaded = npt.NDArray[np.float32] | ImageError
+Loaded = Pixels | ImageError
 
 
 @dataclass(frozen=True)
@@ -341,7 +341,7 @@ def _encode(
     def load(item: tuple[str, ImageSource]) -> Loaded:
         try:
             check_id(item[0])
-            return encoder.preprocess(open_image(item[1]))
+            return encoder.pixels(item[1])
         except UsageError as error:
             return ImageError(str(error))
         except ImageError as error:
@@ -353,7 +353,7 @@ def _encode(
     with ThreadPoolExecutor(encoder.threads) as pool:
         remaining, done = iter(images.items()), 0
         while batch := list(islice(remaining, IMAGE_BATCH)):
-            kept: list[npt.NDArray[np.float32]] = []
+            kept: list[Pixels] = []
             for (name, _), loaded in zip(batch, pool.map(load, batch), strict=True):
                 if not isinstance(loaded, ImageError):
                     kept.append(loaded)

@@ -19,6 +19,8 @@ from dra_runtime.preprocess import Preprocess
 Parsed = TypeVar("Parsed")
 
 SCHEMA_VERSION = "1.0"
+UINT8_VERSION = "1.1"  #: the first one in which a graph may take uint8 pixels
+IMAGE_INPUTS = ("float32", "uint8")
 PRECISIONS = ("fp32", "fp16", "int8")
 REQUIRED_GRAPHS = ("image_encoder", "text_encoder", "compositor")
 OPTIONAL_GRAPHS = ("reranker", "query")
@@ -31,10 +33,11 @@ _SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _VERSION = re.compile(r"(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]{0,3})")
 
 # What each graph takes and gives: (name, type, dimensions). "batch" and "length" are free and stand as a symbol of any
-# name; "S" is the image size, "D" the embedding's width, "T" the number of image tokens.
+# name; "S" is the image size, "D" the embedding's width, "T" the number of image tokens. The type "image" is one of
+# `IMAGE_INPUTS`, the same one in all graphs.
 _SIGNATURES: dict[str, tuple[tuple[tuple[str, str, str], ...], tuple[tuple[str, str, str], ...]]] = {
     "image_encoder": (
-        (("image", "float32", "batch 3 S S"),),
+        (("image", "image", "batch 3 S S"),),
         (("image_features", "float32", "batch D"), ("image_tokens", "float32", "batch T D")),
     ),
     "text_encoder": ((("tokens", "int32", "batch length"),), (("text_features", "float32", "batch D"),)),
@@ -47,7 +50,7 @@ _SIGNATURES: dict[str, tuple[tuple[tuple[str, str, str], ...], tuple[tuple[str, 
         (("relation_features", "float32", "batch D"),),
     ),
     "query": (
-        (("image", "float32", "batch 3 S S"), ("tokens", "int32", "batch length")),
+        (("image", "image", "batch 3 S S"), ("tokens", "int32", "batch length")),
         (("query", "float32", "batch D"),),
     ),
 }
@@ -106,6 +109,11 @@ class Manifest:
     parity: Mapping[str, Any] | None = None
     schema_version: str = SCHEMA_VERSION
 
+    @property
+    def image_input(self) -> str:
+        """The type of the image encoder's pixels, one of `IMAGE_INPUTS`."""
+        return self.graphs["image_encoder"].inputs[0].dtype
+
 
 def manifest_from_dict(values: Any) -> Manifest:
     """Check a manifest's values and return them as a dataclass.
@@ -125,6 +133,7 @@ def manifest_from_dict(values: Any) -> Manifest:
     version = _text(top["schema_version"], "schema_version", _VERSION, "a version such as '1.0'")
     if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
         raise _broken("schema_version", version, f"{SCHEMA_VERSION}; install the toolkit that made the bundle")
+    image_inputs = IMAGE_INPUTS[: 1 if version == SCHEMA_VERSION else 2]
     files = _mapping(top["files"], "files", _file_entry, _FILE_NAME)
     if MANIFEST in files:
         raise _broken("files", MANIFEST, "other files; a manifest can't hold its own hash")
@@ -138,13 +147,19 @@ def manifest_from_dict(values: Any) -> Manifest:
         bundle_id=_text(top["bundle_id"], "bundle_id", _SHA256, "64 hexadecimal digits"),
         precision=_one_of(top["precision"], "precision", PRECISIONS),
         files=files,
-        graphs=_graphs(top["graphs"], files, preprocess.image_size, dim),
+        graphs=_graphs(top["graphs"], files, preprocess.image_size, dim, image_inputs),
         preprocess=preprocess,
         tokenizer=tokenizer,
         dim=dim,
         provenance=_plain_mapping(top["provenance"], "provenance"),
         parity=None if top["parity"] is None else _plain_mapping(top["parity"], "parity"),
     )
+
+
+def schema_version_of(graphs: Mapping[str, GraphSpec]) -> str:
+    """Return the version that a manifest with these graphs states: the lowest one whose readers know them."""
+    uint8 = any(tensor.dtype == "uint8" for graph in graphs.values() for tensor in graph.inputs)
+    return UINT8_VERSION if uint8 else SCHEMA_VERSION
 
 
 def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
@@ -215,7 +230,9 @@ def _no_constant(name: str) -> Any:
     raise BundleFormatError(f"{MANIFEST} holds {name}, which is no JSON number; export the bundle again")
 
 
-def _graphs(values: Any, files: Mapping[str, FileEntry], image_size: int, dim: int) -> dict[str, GraphSpec]:
+def _graphs(
+    values: Any, files: Mapping[str, FileEntry], image_size: int, dim: int, image_inputs: tuple[str, ...]
+) -> dict[str, GraphSpec]:
     known = (*REQUIRED_GRAPHS, *OPTIONAL_GRAPHS)
     values = _object(values, "graphs")
     if missing := [name for name in REQUIRED_GRAPHS if name not in values]:
@@ -223,23 +240,31 @@ def _graphs(values: Any, files: Mapping[str, FileEntry], image_size: int, dim: i
     if unknown := [name for name in values if name not in known]:
         raise _broken("graphs", unknown[0], f"only {', '.join(known)}")
     sizes: dict[str, int] = {"3": 3, "S": image_size, "D": dim}  # and T, once the image encoder has told it
-    graphs = {name: _graph(values[name], name, files, sizes) for name in known if name in values}
+    graphs: dict[str, GraphSpec] = {}
+    for name in known:
+        if name in values:
+            graphs[name] = _graph(values[name], name, files, sizes, image_inputs)
+            if name == "image_encoder":  # the query takes the same pixels
+                image_inputs = (graphs[name].inputs[0].dtype,)
     if "reranker" in graphs and len(graphs["image_encoder"].outputs) != 2:
         raise _broken("graphs.image_encoder.outputs", ["image_features"], "image_tokens too, since there is a reranker")
     return graphs
 
 
-def _graph(values: Any, name: str, files: Mapping[str, FileEntry], sizes: dict[str, int]) -> GraphSpec:
+def _graph(
+    values: Any, name: str, files: Mapping[str, FileEntry], sizes: dict[str, int], image_inputs: tuple[str, ...]
+) -> GraphSpec:
     place = f"graphs.{name}"
     graph = _keys(values, place, "file inputs outputs")
     inputs, outputs = _SIGNATURES[name]
     if name == "image_encoder" and isinstance(graph["outputs"], list) and len(graph["outputs"]) == 1:
         outputs = outputs[:1]  # a model without TAC has no image tokens
     symbols: dict[str, str] = {}
+    types = {"image": image_inputs}
     return GraphSpec(
         file=_onnx_file(graph["file"], f"{place}.file", files),
-        inputs=_tensors(graph["inputs"], f"{place}.inputs", inputs, sizes, symbols),
-        outputs=_tensors(graph["outputs"], f"{place}.outputs", outputs, sizes, symbols),
+        inputs=_tensors(graph["inputs"], f"{place}.inputs", inputs, types, sizes, symbols),
+        outputs=_tensors(graph["outputs"], f"{place}.outputs", outputs, types, sizes, symbols),
     )
 
 
@@ -247,6 +272,7 @@ def _tensors(
     values: Any,
     place: str,
     signature: Sequence[tuple[str, str, str]],
+    types: Mapping[str, tuple[str, ...]],
     sizes: dict[str, int],
     symbols: dict[str, str],
 ) -> tuple[TensorSpec, ...]:
@@ -257,7 +283,7 @@ def _tensors(
         here = f"{place}[{number}]"
         tensor = _keys(value, here, "name dtype shape")
         _one_of(tensor["name"], f"{here}.name", (name,))
-        _one_of(tensor["dtype"], f"{here}.dtype", (dtype,))
+        dtype = _one_of(tensor["dtype"], f"{here}.dtype", types.get(dtype, (dtype,)))
         shape, wanted = tensor["shape"], dims.split()
         if not isinstance(shape, list) or len(shape) != len(wanted):
             raise _broken(f"{here}.shape", shape, f"{len(wanted)} dimensions: {', '.join(wanted)}")

@@ -73,7 +73,7 @@ class Preprocess:
         object.__setattr__(self, "_table", _value_table(self.mean, self.std))
 
     def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
-        """Return the network input of one image.
+        """Return the network input of one image: its `pixels`, normalised.
 
         Parameters
         ----------
@@ -90,6 +90,32 @@ class Preprocess:
         ImageError
             The image is empty, too elongated, or of a mode that can't become RGB.
         """
+        rgb = self._rgb(image)
+        normalised = np.empty((3, *rgb.shape[:2]), np.float32)
+        for channel in range(3):
+            np.take(self._table[channel], rgb[..., channel], out=normalised[channel])
+        return normalised
+
+    def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """Return one image padded, resized, cropped and made RGB, but not normalised.
+
+        Returns
+        -------
+        np.ndarray
+            (3, image_size, image_size) uint8.
+
+        Raises
+        ------
+        ImageError
+            As for the call.
+        """
+        return np.ascontiguousarray(self._rgb(image).transpose(2, 0, 1))
+
+    def network_input(self, image: Image.Image, image_input: str) -> npt.NDArray[np.float32 | np.uint8]:
+        """Return what an image encoder takes whose input is ``"float32"`` (the call) or ``"uint8"`` (`pixels`)."""
+        return self.pixels(image) if image_input == "uint8" else self(image)
+
+    def _rgb(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         size = self.image_size
         if min(image.size) < 1:
             raise ImageError(f"an image of {_pixels(image.size)} is empty; give one with at least one pixel")
@@ -104,13 +130,9 @@ class Preprocess:
             # round() takes halves to the even neighbour, as torchvision's CenterCrop does
             image = image.crop((round(left), round(top), round(left) + size, round(top) + size))
             image.info.pop("transparency", None)  # it can't change RGB values, but PIL would warn about it
-            rgb = np.asarray(image.convert("RGB"))
+            return np.asarray(image.convert("RGB"))  # (image_size, image_size, 3)
         except (ValueError, OSError) as error:
             raise ImageError(f"an image of mode {image.mode} can't be made RGB ({error}); convert it first") from error
-        pixels = np.empty((3, size, size), np.float32)
-        for channel in range(3):
-            np.take(self._table[channel], rgb[..., channel], out=pixels[channel])
-        return pixels
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain values that a manifest or a checkpoint keeps."""

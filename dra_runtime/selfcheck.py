@@ -86,9 +86,7 @@ def require_selfcheck(encoder: Encoder) -> None:
 
 
 def _relation_features(encoder: Encoder, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    from dra_runtime.preprocess import open_image
-
-    pixels = np.stack([encoder.preprocess(open_image(image)) for image in images])
+    pixels = np.stack([encoder.pixels(image) for image in images])
     tokens = encoder.encode_pixels(pixels)["image_tokens"]
     inputs = {"reference_tokens": tokens, "candidate_tokens": np.roll(tokens, -1, axis=0)}
     return encoder.session("reranker").run(inputs)["relation_features"]

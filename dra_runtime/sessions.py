@@ -21,7 +21,7 @@ SessionFactory = Callable[[Path, GraphSpec, int], "Session"]
 ONNXRUNTIME_CPU = "onnxruntime-cpu"
 _PLANNED = ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 
-_ORT_TYPES = {"tensor(float)": "float32", "tensor(int32)": "int32"}
+_ORT_TYPES = {"tensor(float)": "float32", "tensor(int32)": "int32", "tensor(uint8)": "uint8"}
 
 
 class Session(Protocol):

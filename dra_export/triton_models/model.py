@@ -73,7 +73,8 @@ def composed_query(folder: Path, threads: int, ask: Ask) -> Callable[[Sequence[A
     def prepared(inputs: Arrays) -> tuple[Array, list[list[int]]] | DraError:
         try:
             rows = token_rows(tokenizer, [_string(data) for data in inputs["text"].ravel()])
-            return np.stack([manifest.preprocess(open_image(bytes(data))) for data in inputs["image"].ravel()]), rows
+            images = (open_image(bytes(data)) for data in inputs["image"].ravel())
+            return np.stack([manifest.preprocess.network_input(i, manifest.image_input) for i in images]), rows
         except DraError as error:
             return error
 

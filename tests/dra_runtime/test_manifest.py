@@ -15,6 +15,7 @@ from dra_runtime.manifest import (
     manifest_from_dict,
     manifest_to_dict,
     manifest_values_from_json,
+    schema_version_of,
 )
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "bundle.schema.json").read_text(encoding="utf-8"))
@@ -190,6 +191,41 @@ def test_refused(good, case):
 def test_refused_by_the_parser_alone(good, case):
     with pytest.raises(BundleFormatError):
         manifest_from_dict(changed(good, *REFUSED_BY_THE_PARSER_ALONE[case]))
+
+
+def taking_uint8(good, version="1.1"):
+    values = changed(good, "schema_version", version)
+    for name in ("image_encoder", "query"):
+        values["graphs"][name]["inputs"][0]["dtype"] = "uint8"
+    return values
+
+
+def test_uint8_pixels_need_version_1_1(good):
+    for version in ("1.1", "1.2"):
+        values = taking_uint8(good, version)
+        VALIDATOR.validate(values)
+        manifest = manifest_from_dict(values)
+        assert manifest_to_dict(manifest) == values
+        assert schema_version_of(manifest.graphs) == "1.1"
+    values = taking_uint8(good, "1.0")
+    assert not VALIDATOR.is_valid(values)
+    with pytest.raises(BundleFormatError, match="image_encoder.inputs.0..dtype has 'uint8'; expected 'float32'"):
+        manifest_from_dict(values)
+    assert schema_version_of(manifest_from_dict(good).graphs) == "1.0"
+
+
+def test_both_graphs_take_the_same_pixels(good):
+    values = changed(taking_uint8(good), "graphs/query/inputs/0/dtype", "float32")
+    with pytest.raises(BundleFormatError, match="expected 'uint8'"):
+        manifest_from_dict(values)
+
+
+@pytest.mark.parametrize("place", ["graphs/text_encoder/inputs/0/dtype", "graphs/compositor/inputs/0/dtype"])
+def test_nothing_but_the_image_is_uint8(good, place):
+    values = changed(taking_uint8(good), place, "uint8")
+    assert not VALIDATOR.is_valid(values)
+    with pytest.raises(BundleFormatError):
+        manifest_from_dict(values)
 
 
 def _with_another_input(good):

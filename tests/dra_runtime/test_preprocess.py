@@ -61,6 +61,11 @@ def test_equal_to_torchvision_over_sizes(width):
     for height in SIDES:
         image = Image.fromarray(noise(width, height))
         assert np.array_equal(preprocess(image), reference(image, 32)), (width, height)
+        unscaled = preprocess.pixels(image)
+        assert unscaled.dtype == np.uint8
+        assert unscaled.flags.c_contiguous
+        # ToTensor divides by 255, and a normalisation with these does nothing
+        assert np.array_equal(unscaled / np.float32(255), reference(image, 32, mean=(0, 0, 0), std=(1, 1, 1)))
 
 
 @pytest.mark.parametrize(
