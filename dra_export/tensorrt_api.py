@@ -29,7 +29,7 @@ from dra_runtime.engine_file import Inspected, Profile
 from dra_runtime.engine_host import TENSORRT, TENSORRT_RTX, Host
 from dra_runtime.errors import BackendError, EngineError, UsageError
 
-OLDEST = {TENSORRT: (10, 13), TENSORRT_RTX: (1, 0)}  #: versions whose interface is known
+OLDEST = {TENSORRT: (10, 13), TENSORRT_RTX: (1, 7)}  #: versions whose interface is known
 _MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 _SLOW_PHASE = "Computing profile costs"  # where a build spends its time; the same name in all versions seen
 

@@ -1,0 +1,92 @@
+"""Engines run: on a machine with a CUDA GPU, with whichever of the libraries are installed. `pytest -m gpu`."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dra_export.engine import EngineOptions, build_engines
+from dra_export.engine_runner import open_engine
+from dra_export.tensorrt_api import load_library
+from dra_runtime.bundle import Bundle
+from dra_runtime.engine_host import LIBRARIES, this_host
+from dra_runtime.errors import UsageError
+from dra_runtime.sessions import Session, open_onnxruntime_cpu
+
+pytestmark = pytest.mark.gpu
+
+HOST = this_host()
+MAX_BATCH = 16
+
+
+@pytest.fixture(scope="module", params=LIBRARIES)
+def engines(request: pytest.FixtureRequest, tiny_half_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny model's half bundle with engines for this GPU."""
+    if HOST.gpu is None:
+        pytest.skip("no CUDA GPU is here")
+    if request.param not in HOST.libraries:
+        pytest.skip(f"{request.param} isn't installed")
+    path = shutil.copytree(tiny_half_bundle, tmp_path_factory.mktemp(request.param) / "bundle")
+    bundle = Bundle.open(path)
+    build_engines(bundle, load_library(request.param, HOST), HOST, EngineOptions(max_batch=MAX_BATCH))
+    return bundle
+
+
+def session_of(bundle: Bundle, graph: str) -> Session:
+    (plan,) = (bundle.path / "engines").glob(f"*/{graph}.plan")
+    return open_engine(plan)
+
+
+def inputs_of(bundle: Bundle, graph: str, batch: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    made = {}
+    for tensor in bundle.manifest.graphs[graph].inputs:
+        shape = [size if isinstance(size, int) else batch if i == 0 else length for i, size in enumerate(tensor.shape)]
+        if tensor.dtype == "int32":
+            made[tensor.name] = generator.integers(1, 49406, shape, dtype=np.int32)
+            made[tensor.name][:, -1] = bundle.manifest.tokenizer.end_token
+        else:
+            made[tensor.name] = generator.normal(size=shape).astype(np.float32)
+    return made
+
+
+@pytest.mark.parametrize("graph", ["image_encoder", "text_encoder", "compositor", "reranker", "query"])
+def test_an_engine_gives_onnxruntimes_vectors(graph: str, engines: Bundle, tiny_bundle: Path) -> None:
+    """Of the float32 bundle, at batch sizes and lengths of every profile, in an order that goes back and forth."""
+    reference = Bundle.open(tiny_bundle)
+    spec = reference.manifest.graphs[graph]
+    expected_of, found_of = open_onnxruntime_cpu(reference.file(spec.file), spec, 1), session_of(engines, graph)
+    for seed, (batch, length) in enumerate([(1, 2), (MAX_BATCH, 77), (1, 12), (7, 16), (2, 77)]):
+        inputs = inputs_of(reference, graph, batch, length, seed)
+        expected, found = expected_of.run(inputs), found_of.run(inputs)
+        assert found.keys() == expected.keys()
+        for name in expected:
+            ours, theirs = found[name].reshape(batch, -1), expected[name].reshape(batch, -1)
+            lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+            assert ((ours * theirs).sum(axis=1) / lengths).min() >= 0.999, (name, batch, length)
+            assert found[name].dtype == np.float32
+
+
+def test_many_threads_get_the_serial_answers(engines: Bundle) -> None:
+    session = session_of(engines, "text_encoder")
+    inputs = [inputs_of(engines, "text_encoder", 1 + i % 5, 2 + i, i) for i in range(24)]
+    serial = [session.run(values)["text_features"] for values in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        for ours, theirs in zip(pool.map(lambda v: session.run(v)["text_features"], inputs), serial, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_a_batch_beyond_the_profiles_is_refused(engines: Bundle) -> None:
+    with pytest.raises(UsageError, match="--max"):
+        session_of(engines, "compositor").run(inputs_of(engines, "compositor", MAX_BATCH + 1, 2))
+
+
+def test_the_inspector_finds_half_layers(engines: Bundle) -> None:
+    from dra_runtime.engine_file import read_sidecar
+
+    for plan in (engines.path / "engines").glob("*/*.plan"):
+        inspected = read_sidecar(plan).proof.inspected
+        assert inspected is not None, plan.name
+        assert inspected.half > 0
