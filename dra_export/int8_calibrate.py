@@ -34,7 +34,8 @@ def extremes_of(
     outputs = [f"{name}/{end}" for name in names for end in ("low", "high")]
     rows = []
     with progress(len(images), "calibrating: images") as advance:
-        for pixels in pixel_batches(images, preprocess, threads):
+        # One at a time: ONNX Runtime may hold all activations until their extremes are taken, a gigabyte for RN50x4
+        for pixels in pixel_batches(images, preprocess, threads, size=1):
             rows.append(np.stack(session.run(outputs, {"image": pixels}), axis=1))
             advance(len(pixels))
     both = np.concatenate(rows)  # (images, 2 tensors)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dra_runtime.preprocess import Preprocess, open_image
 
-IMAGE_BATCH = 4  #: a few: activations stay in the cache, and those of RN50x4 in memory
+IMAGE_BATCH = 4  #: a few, so that activations stay in the cache
 AHEAD = 2  #: batches that are opened while the graph is at work
 
 Array = NDArray[np.float32]
@@ -32,8 +32,10 @@ def open_session(graph: bytes | Path, threads: int) -> Any:
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def pixel_batches(images: Sequence[Path], preprocess: Preprocess, threads: int) -> Iterator[Array]:
-    """Open and preprocess images in several threads, in order: batches (N, 3, S, S)."""
+def pixel_batches(
+    images: Sequence[Path], preprocess: Preprocess, threads: int, size: int = IMAGE_BATCH
+) -> Iterator[Array]:
+    """Open and preprocess images in several threads, in order: batches (N, 3, S, S) with N up to ``size``."""
 
     def load(path: Path) -> Array:
         return preprocess(open_image(path))
@@ -41,8 +43,8 @@ def pixel_batches(images: Sequence[Path], preprocess: Preprocess, threads: int) 
     waiting: deque[list[Future[Array]]] = deque()
     with ThreadPoolExecutor(threads) as pool:  # Pillow opens and resizes without the interpreter's lock
         try:
-            for start in range(0, len(images), IMAGE_BATCH):
-                waiting.append([pool.submit(load, path) for path in images[start : start + IMAGE_BATCH]])
+            for start in range(0, len(images), size):
+                waiting.append([pool.submit(load, path) for path in images[start : start + size]])
                 if len(waiting) > AHEAD:
                     yield np.stack([future.result() for future in waiting.popleft()])
             while waiting:
