@@ -15,12 +15,12 @@ class Limits:
     """What an artifact must hold; None: shown, not judged."""
 
     min_cosine: float | None
-    recall_points: float  #: how many percentage points each recall may differ by, up or down
+    recall_points: float  #: how many percentage points any recall may be lower; 0: none may differ at all
     top10_overlap: float | None  #: in percent
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for the JSON."""
-        recall = "equal" if self.recall_points == 0 else f"within {self.recall_points:g} points"
+        recall = "equal" if self.recall_points == 0 else f"at most {self.recall_points:g} points lower"
         return {"min_cosine": self.min_cosine, "recall": recall, "top10_overlap": self.top10_overlap}
 
     def words(self, with_recall: bool) -> str:
@@ -64,8 +64,9 @@ def misses(limits: Limits, graphs: Mapping[str, Difference], recall: Mapping[str
     for name, was in recall["reference"].items():
         now = recall["candidate"][name]
         change = round(now - was, 6)  # recalls have two decimals; what lies below is the subtraction's own
-        if abs(change) > limits.recall_points:
-            allowed = "" if limits.recall_points == 0 else f", more than {limits.recall_points:g} points away"
+        # A gain is chance among near ties, and no loss; where no recall may differ, it is a difference all the same
+        if -change > limits.recall_points or (limits.recall_points == 0 and change):
+            allowed = "" if limits.recall_points == 0 else f", more than {limits.recall_points:g} points lower"
             found.append(f"{name}: {now:.2f} % where PyTorch has {was:.2f} %{allowed}")
     if limits.top10_overlap is not None and recall["top10_overlap"] < limits.top10_overlap:
         found.append(f"first ten in common: {recall['top10_overlap']:.2f} %, below {limits.top10_overlap:g} %")

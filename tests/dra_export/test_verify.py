@@ -97,7 +97,7 @@ def test_several_bundles_are_compared_with_one_reference(
     single, halved = json.loads(output.read_text())
     assert (single["name"], single["precision"], single["variants"]) == ("bundle", "fp32", [])
     assert (halved["name"], halved["precision"]) == ("half", "fp16")
-    assert halved["threshold"] == {"min_cosine": 0.999, "recall": "within 0.1 points", "top10_overlap": 99.0}
+    assert halved["threshold"] == {"min_cosine": 0.999, "recall": "at most 0.1 points lower", "top10_overlap": 99.0}
     [emulated] = halved["variants"]
     assert emulated["name"] == "half emulated"
     cosines = [run["graphs"]["image_encoder"]["min_cosine"] for run in (single, halved, emulated)]
@@ -196,7 +196,7 @@ def test_int8_that_loses_recall_is_found_by_its_own_limit(bundle: Path, tiny_che
     assert found["recall"]["reference"]["R@1"] == 100.0
     assert found["recall"]["candidate"]["R@1"] < 90
     assert found["recall"]["ranks"]["worse"] == found["recall"]["changed_queries"] > 4
-    assert any(line.startswith("R@1: ") and line.endswith("more than 0.25 points away") for line in found["missed"])
+    assert any(line.startswith("R@1: ") and line.endswith("more than 0.25 points lower") for line in found["missed"])
     assert not any("cosine" in line for line in found["missed"])  # shown, not judged
 
     sign(bundle, "int8", int8={"max_recall_loss": 100})
