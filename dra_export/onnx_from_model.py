@@ -34,7 +34,7 @@ def no_step(note: str) -> None:
     """Show no progress."""
 
 
-def write_onnx(graph: Graph, path: Path, step: Step = no_step) -> None:
+def write_onnx(graph: Graph, path: Path, step: Step = no_step, opset: int = OPSET) -> None:
     """Trace ``graph`` in float32, rewritten as `dra_export.passes` says, and write it to ``path``, checked.
 
     ``step`` is called `TRACE_STEPS` times, with what comes next.
@@ -55,7 +55,7 @@ def write_onnx(graph: Graph, path: Path, step: Step = no_step) -> None:
             dynamic_shapes=dynamic_shapes,
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
-            opset_version=OPSET,
+            opset_version=opset,
             external_data=False,
             verbose=False,
             custom_translation_table=translations(),
