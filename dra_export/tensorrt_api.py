@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -157,7 +158,7 @@ def network_from_onnx(library: Library, path: Path) -> Network:
     strong = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strong is None else 1 << int(strong))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(path)):
+    if not _interruptible(lambda: parser.parse_from_file(str(path))):
         found = "; ".join(_line(parser.get_error(i).desc()) for i in range(min(2, parser.num_errors)))
         raise EngineError(f"{path}: {library.name} {library.version} can't read it ({found}); export the bundle again")
     return Network(library, network, builder, logger, (parser,))
@@ -185,7 +186,7 @@ def plan_from_network(
 ) -> tuple[Any, bytes]:
     """Build a plan; return it as a buffer, and the timing cache afterwards (empty where there is none).
 
-    Ctrl-C ends the build at its next step.
+    Ctrl-C ends the build at its next step, and is raised then.
 
     Raises
     ------
@@ -212,7 +213,7 @@ def plan_from_network(
             config.set_timing_cache(config.create_timing_cache(b""), False)
     monitor = _monitor(trt, told)
     config.progress_monitor = monitor
-    plan = _interruptible(lambda: builder.build_serialized_network(network.network, config), monitor)
+    plan = _interruptible(lambda: builder.build_serialized_network(network.network, config), monitor.cancel)
     if plan is None:
         raise EngineError(
             f"{network.library.name} {network.library.version} couldn't build the engine: {_first(network.logger)}; "
@@ -237,7 +238,7 @@ def engine_from_plan(library: Library, plan: Any, holds_code: bool) -> tuple[Any
     runtime = trt.Runtime(logger)
     if holds_code:
         runtime.engine_host_code_allowed = True
-    engine = runtime.deserialize_cuda_engine(plan)
+    engine = _interruptible(lambda: runtime.deserialize_cuda_engine(plan))
     if engine is None:
         raise EngineError(f"{library.name} {library.version} can't open the plan ({_first(logger)}); build it again")
     return engine, (runtime, logger)
@@ -288,28 +289,39 @@ def _set_targets(trt: Any, config: Any, targets: tuple[str, ...]) -> None:
             raise EngineError(f"tensorrt-rtx doesn't take {target} as a target; leave it out of --target")
 
 
-def _interruptible(build: Callable[[], Any], monitor: Any) -> Any:
-    """Run a build in a thread of its own, so that Ctrl-C reaches us and not a callback below C++."""
+def _interruptible(call: Callable[[], Any], cancel: Callable[[], None] = lambda: None) -> Any:
+    """Call into the library in a thread of its own, and hold Ctrl-C back until it has returned.
+
+    Otherwise it would be raised inside the logger or the monitor, below C++, and be lost; or files would be cleared
+    away while the library still runs. ``cancel`` is called at once.
+    """
     results: list[Any] = []
     failures: list[BaseException] = []
+    presses: list[int] = []
 
     def work() -> None:
         try:
-            results.append(build())
+            results.append(call())
         # brought over to the thread that waits
         except BaseException as error:  # noqa: BLE001
             failures.append(error)
 
-    thread = threading.Thread(target=work, name="engine build")
-    thread.start()
-    interrupt: KeyboardInterrupt | None = None
-    while thread.is_alive():
-        try:
+    def pressed(number: int, frame: object) -> None:
+        presses.append(number)
+        cancel()
+
+    thread = threading.Thread(target=work, name="tensorrt")
+    in_main = threading.current_thread() is threading.main_thread()  # the only one that signals reach
+    before = signal.signal(signal.SIGINT, pressed) if in_main else None
+    try:
+        thread.start()
+        while thread.is_alive():
             thread.join(0.1)
-        except KeyboardInterrupt as error:  # however often: the build must end before its files are cleared away
-            monitor.cancelled, interrupt = True, error
-    if interrupt:
-        raise interrupt
+    finally:
+        if in_main:
+            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    if presses:
+        raise KeyboardInterrupt
     if failures:
         raise failures[0]
     return results[0]
@@ -339,6 +351,9 @@ def _monitor(trt: Any, told: Fraction) -> Any:
             self.cancelled = False
             self.lock = threading.Lock()
             self.steps: dict[str, tuple[str | None, int, int]] = {}  # phase: parent, steps, done
+
+        def cancel(self) -> None:
+            self.cancelled = True
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             with self.lock:
