@@ -156,7 +156,7 @@ def check_host(plan: Path, sidecar: EngineSidecar, host: Host) -> None:
         raise EngineMismatchError(f"{plan}: built for {target.platform}, here is {host.platform}; on it run: {command}")
     if host.gpu is None:
         raise EngineMismatchError(
-            f"{plan}: needs {runs_on(sidecar)}, and no CUDA GPU is here; on the machine that has one, run: {command}"
+            f"{plan}: runs on {runs_on(sidecar)}, and no CUDA GPU is here; on the machine that has one, run: {command}"
         )
     if not _gpu_fits(sidecar, host.gpu):
         raise EngineMismatchError(

@@ -284,7 +284,9 @@ def _tensors(values: Any, place: str) -> tuple[TensorSpec, ...]:
             for size in _list(tensor["shape"], f"{here}.shape")
         )
         name = _text(tensor["name"], f"{here}.name", _SYMBOL, "a name")
-        tensors.append(TensorSpec(name, _one_of(tensor["dtype"], f"{here}.dtype", ("float32", "int32")), shape))
+        tensors.append(
+            TensorSpec(name, _one_of(tensor["dtype"], f"{here}.dtype", ("float32", "int32", "uint8")), shape)
+        )
     if not tensors or len({tensor.name for tensor in tensors}) != len(tensors):
         raise _broken(place, [tensor.name for tensor in tensors], "at least one tensor, and each name once")
     return tuple(tensors)

@@ -114,7 +114,7 @@ def engines_table(sidecars: list[EngineSidecar]) -> str:
         batches = ", ".join(f"{p[first][0][0]}-{p[first][2][0]}" for p in sidecar.profiles).replace("1-1,", "1,")
         islands = sum(len(island.layers) for island in proof.islands)
         half, islands_aside = proof.half_tensors, proof.half_tensors + proof.float_tensors - islands
-        shares = [f"{proof.half_share:.0%}", f"{half / max(1, islands_aside):.0%}"]
+        shares = [f"{proof.half_share:.0%}", f"{half / max(1, islands_aside):.0%}" if half else "-"]
         rows.append([sidecar.graph, f"{sidecar.plan_size / 1e6:.1f} MB", batches, *shares, islands or "-"])
     lines = [table(["graph", "size", "batches", "half", "islands aside", "float32 islands"], rows)]
     reasons: dict[str, int] = {}

@@ -15,8 +15,9 @@ from half_bundles import make_half_bundle, sign
 
 from dra_export import engine as engine_module
 from dra_export.cli import main
-from dra_export.engine import EngineOptions, build_engines, engine_key, profiles_of
-from dra_export.tensorrt_api import Library, load_library
+from dra_export.engine import EngineOptions, build_engines, engine_from_onnx, engine_key, profiles_of
+from dra_export.passes.uint8_image import take_uint8
+from dra_export.tensorrt_api import Library, Settings, load_library
 from dra_runtime.bundle import Bundle, GraphSpec, TensorSpec, bundle_id_of
 from dra_runtime.engine_file import EngineSidecar, check_plan, read_sidecar
 from dra_runtime.engine_host import Gpu, Host, this_host
@@ -140,6 +141,16 @@ def test_the_command_of_a_sidecar_builds_the_engine_again(tiny_half_bundle: Path
     assert result.exit_code == 0, result.stderr
     after = check_plan(plan, Host("linux-x86_64", Gpu("NVIDIA L4", "8.9"), this_host().libraries))
     assert (after.build, after.target, after.profiles) == (before.build, before.target, before.profiles)
+
+
+def test_a_graph_that_takes_uint8_pixels_is_built(tiny_bundle: Path, tmp_path: Path, library: Library) -> None:
+    bundle = Bundle.open(tiny_bundle, integrity="size")
+    path = shutil.copy(bundle.file("image_encoder.onnx"), tmp_path)
+    take_uint8(Path(path), bundle.manifest.preprocess)
+    profiles = profiles_of(bundle.manifest.graphs["image_encoder"], ONE, 77)
+    engine = engine_from_onnx(library, Path(path), profiles, Settings(), False, None, lambda done, note: None)
+    assert engine.plan.nbytes > 1_000_000
+    assert engine.proof.float_products > 0
 
 
 # --- precision that was asked for and not given

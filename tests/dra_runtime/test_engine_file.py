@@ -81,6 +81,10 @@ def test_what_is_read_is_written_again():
     assert sidecar.profiles[1]["tokens"] == ((1, 2), (8, 16), (64, 77))
 
 
+def test_uint8_pixels_are_an_input_like_others():
+    assert parsed(changed("inputs/0/dtype", "uint8")).inputs[0].dtype == "uint8"
+
+
 REFUSED = {
     "unknown key": ("extra", 1),
     "missing key": ("bundle_id", KeyError),
