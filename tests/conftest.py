@@ -35,6 +35,36 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_uint8_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of `tiny_bundle` with an image encoder that takes uint8 pixels, and without the query graph (read only)."""
+    import hashlib
+    import shutil
+    from dataclasses import replace
+
+    from dra_export.passes.uint8_image import take_uint8
+    from dra_runtime.bundle import Bundle, FileEntry
+    from dra_runtime.files import write_json
+    from dra_runtime.manifest import MANIFEST, bundle_id_of, manifest_to_dict, schema_version_of
+
+    folder = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("tiny-uint8") / "bundle")
+    manifest = Bundle.open(tiny_bundle).manifest
+    graph = manifest.graphs["image_encoder"]
+    path = folder / graph.file
+    take_uint8(path, manifest.preprocess)
+    graphs = {name: spec for name, spec in manifest.graphs.items() if name != "query"}
+    graphs["image_encoder"] = replace(graph, inputs=(replace(graph.inputs[0], dtype="uint8"),))
+    entry = FileEntry(hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size)
+    changed = replace(
+        manifest,
+        graphs=graphs,
+        files={**manifest.files, graph.file: entry},
+        schema_version=schema_version_of(graphs),
+    )
+    write_json(folder / MANIFEST, manifest_to_dict(replace(changed, bundle_id=bundle_id_of(changed))))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def emoji_images() -> tuple[Path, ...]:
     """Sixteen pictures of the built-in data set's validation split, spread over it."""
     from dra_train.data import builtin_dataset, load_cirr

@@ -1,4 +1,4 @@
-"""The contenders, all with the same boundary: preprocessed float32 pixels and strings in, numpy vectors out."""
+"""The contenders, all with the same boundary: preprocessed pixels and strings in, numpy vectors out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from open_clip.tokenizer import SimpleTokenizer
 
-from dra_runtime.encoder import Encoder
+from dra_runtime.encoder import Encoder, Pixels
 from dra_train.model import DRA
 
 Floats = NDArray[np.float32]
@@ -26,10 +26,14 @@ class Backend(Protocol):
     def name(self) -> str:
         """What tables call it."""
 
+    @property
+    def image_input(self) -> str:
+        """The type of the pixels that it takes: ``"float32"``, normalised, or ``"uint8"``."""
+
     def text_tokens(self, texts: Sequence[str]) -> int:
         """Return the length L of the token rows that the text tower gets for ``texts``."""
 
-    def image(self, pixels: Floats) -> Floats:
+    def image(self, pixels: Pixels) -> Floats:
         """Encode preprocessed images (N, 3, S, S)."""
 
     def text(self, texts: Sequence[str]) -> Floats:
@@ -38,7 +42,7 @@ class Backend(Protocol):
     def compose(self, image_features: Floats, text_features: Floats) -> Floats:
         """Compose features into queries."""
 
-    def query(self, pixels: Floats, texts: Sequence[str]) -> Floats:
+    def query(self, pixels: Pixels, texts: Sequence[str]) -> Floats:
         """Make whole queries from new reference images and texts."""
 
     def query_by_id(self, image_features: Floats, texts: Sequence[str]) -> Floats:
@@ -62,11 +66,16 @@ class PyTorchTowers:
         """What tables call it."""
         return PYTORCH
 
+    @property
+    def image_input(self) -> str:
+        """The type of the pixels that it takes."""
+        return "float32"
+
     def text_tokens(self, texts: Sequence[str]) -> int:
         """Return the length of the token rows: the context length, or the longest text's where rows are cut."""
         return int(self._tokens(texts).shape[1])
 
-    def image(self, pixels: Floats) -> Floats:
+    def image(self, pixels: Pixels) -> Floats:
         """Encode preprocessed images (N, 3, S, S)."""
         with torch.inference_mode():
             return _array(self._image(pixels))
@@ -81,7 +90,7 @@ class PyTorchTowers:
         with torch.inference_mode():
             return _array(self.model.compose(torch.from_numpy(image_features), torch.from_numpy(text_features)))
 
-    def query(self, pixels: Floats, texts: Sequence[str]) -> Floats:
+    def query(self, pixels: Pixels, texts: Sequence[str]) -> Floats:
         """Make whole queries from new reference images and texts."""
         with torch.inference_mode():
             return _array(self.model.compose(self._image(pixels), self._text(texts)))
@@ -91,7 +100,7 @@ class PyTorchTowers:
         with torch.inference_mode():
             return _array(self.model.compose(torch.from_numpy(image_features), self._text(texts)))
 
-    def _image(self, pixels: Floats) -> torch.Tensor:
+    def _image(self, pixels: Pixels) -> torch.Tensor:
         image = torch.from_numpy(pixels)
         if self.model.stage_projection is None:
             features: torch.Tensor = self.model.visual(image)  # open_clip's own tower
@@ -119,11 +128,16 @@ class BundleEncoder:
     encoder: Encoder
     name: str  #: what tables call it
 
+    @property
+    def image_input(self) -> str:
+        """The type of the pixels that the bundle takes."""
+        return self.encoder.image_input
+
     def text_tokens(self, texts: Sequence[str]) -> int:
         """Return the length of the longest text's token row; the runtime cuts there."""
         return max(len(ids) for ids in self.encoder.tokenize(texts))
 
-    def image(self, pixels: Floats) -> Floats:
+    def image(self, pixels: Pixels) -> Floats:
         """Encode preprocessed images (N, 3, S, S)."""
         return self.encoder.encode_pixels(pixels)["image_features"]
 
@@ -135,7 +149,7 @@ class BundleEncoder:
         """Compose features into queries."""
         return self.encoder.compose(image_features, text_features)
 
-    def query(self, pixels: Floats, texts: Sequence[str]) -> Floats:
+    def query(self, pixels: Pixels, texts: Sequence[str]) -> Floats:
         """Make whole queries from new reference images and texts."""
         return self.encoder.compose(self.image(pixels), self.encoder.encode_texts(texts))
 
@@ -150,14 +164,15 @@ def pytorch_towers(model: DRA, cut: bool = False) -> PyTorchTowers:
 
 
 def bundle_encoders(encoders: Sequence[Encoder]) -> tuple[BundleEncoder, ...]:
-    """Make the contenders of bundles, named by backend and precision: float32 has none, twins get a number.
+    """Make the contenders of bundles, named by backend and what differs from float32; twins get a number.
 
-    Such as ``onnxruntime-cpu``, ``onnxruntime-cpu int8``, ``onnxruntime-cpu #2``.
+    ``onnxruntime-cpu``, ``onnxruntime-cpu int8``, ``onnxruntime-cpu fp16, uint8 image`` or ``onnxruntime-cpu #2``.
     """
     contenders: list[BundleEncoder] = []
     for encoder in encoders:
         precision = encoder.bundle.manifest.precision
-        name = encoder.backend if precision == "fp32" else f"{encoder.backend} {precision}"
+        kinds = [precision] * (precision != "fp32") + ["uint8 image"] * (encoder.image_input == "uint8")
+        name = " ".join(filter(None, (encoder.backend, ", ".join(kinds))))
         twins = sum(other.name == name or other.name.startswith(f"{name} #") for other in contenders)
         contenders.append(BundleEncoder(encoder, f"{name} #{twins + 1}" if twins else name))
     return tuple(contenders)

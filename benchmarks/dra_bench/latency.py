@@ -14,6 +14,7 @@ from dra_bench.backends import PYTORCH, Backend, Floats
 from dra_bench.figures import milliseconds, times
 from dra_bench.timing import Cell, Timings, percentiles_ms, speedup
 from dra_runtime.console import table
+from dra_runtime.encoder import Pixels
 from dra_runtime.errors import UsageError
 from dra_runtime.preprocess import Preprocess
 
@@ -39,9 +40,10 @@ class Workload:
     preprocess: Preprocess
     text: str
 
-    def pixels(self, batch: int) -> Floats:
-        """Return preprocessed pixels (batch, 3, S, S)."""
-        return np.stack([self.preprocess(self.images[i % len(self.images)]) for i in range(batch)])
+    def pixels(self, batch: int, image_input: str = "float32") -> Pixels:
+        """Return preprocessed pixels (batch, 3, S, S), normalised if they are ``"float32"`` and not if ``"uint8"``."""
+        images = (self.images[i % len(self.images)] for i in range(batch))
+        return np.stack([self.preprocess.network_input(image, image_input) for image in images])
 
     def texts(self, batch: int) -> list[str]:
         """Return ``batch`` texts."""
@@ -54,9 +56,10 @@ def latency_cells(
     """List what is timed: every part by all contenders, PyTorch's text cut to its length, and preprocessing."""
     cells: list[Cell] = []
     for batch in batches:
-        pixels, texts = work.pixels(batch), work.texts(batch)
-        image_features, text_features = pytorch.image(pixels), pytorch.text(texts)
+        texts = work.texts(batch)
+        image_features, text_features = pytorch.image(work.pixels(batch)), pytorch.text(texts)
         for backend in (pytorch, *bundles):
+            pixels = work.pixels(batch, backend.image_input)
             cells += _part_cells(backend, pixels, texts, image_features, text_features)
         length = pytorch_cut.text_tokens(texts)
         cells.append(Cell(pytorch_cut.name, "text", batch, length, partial(pytorch_cut.text, texts)))
@@ -71,10 +74,11 @@ def check_agreement(pytorch: Backend, bundle: Backend, work: Workload, least: fl
     UsageError when they can't be the same model: a comparison of their speed would say nothing.
     """
     pixels, texts = work.pixels(1), work.texts(1)
+    taken = work.pixels(1, bundle.image_input)
     pairs = {
-        "image": (pytorch.image(pixels), bundle.image(pixels)),
+        "image": (pytorch.image(pixels), bundle.image(taken)),
         "text": (pytorch.text(texts), bundle.text(texts)),
-        "query": (pytorch.query(pixels, texts), bundle.query(pixels, texts)),
+        "query": (pytorch.query(pixels, texts), bundle.query(taken, texts)),
     }
     cosines = {part: _cosine(a, b) for part, (a, b) in pairs.items()}
     worst = min(cosines, key=lambda part: cosines[part])
@@ -188,7 +192,7 @@ def find_ratio(
 
 
 def _part_cells(
-    backend: Backend, pixels: Floats, texts: Sequence[str], image_features: Floats, text_features: Floats
+    backend: Backend, pixels: Pixels, texts: Sequence[str], image_features: Floats, text_features: Floats
 ) -> list[Cell]:
     name, batch, tokens = backend.name, len(texts), backend.text_tokens(texts)
     return [

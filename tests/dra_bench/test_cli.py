@@ -183,6 +183,15 @@ def test_several_bundles_take_turns_in_one_run(capsys, tmp_path, tiny_checkpoint
     assert "| image, onnxruntime-cpu int8 " in out
 
 
+def test_a_bundle_with_uint8_images_is_measured_too(capsys, tiny_checkpoint, tiny_bundle, tiny_uint8_bundle):
+    words = ("--bundle", tiny_uint8_bundle, "--bundle", tiny_bundle, "--checkpoint", tiny_checkpoint)
+    code, out, _ = run(capsys, "latency", *words, "--threads", 1, "--samples", 11, "--json")
+    assert code == 0
+    bundles = json.loads(out)["bundles"]
+    assert [b["backend"] for b in bundles] == ["onnxruntime-cpu uint8 image", "onnxruntime-cpu"]
+    assert all(min(b["agreement"].values()) > 0.99999 for b in bundles)
+
+
 def test_one_bundle_of_several_that_came_from_elsewhere_is_one_line(capsys, tmp_path, tiny_checkpoint, tiny_bundle):
     foreign = shutil.copytree(tiny_bundle, tmp_path / "foreign")
     manifest = Bundle.open(tiny_bundle).manifest

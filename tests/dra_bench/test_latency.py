@@ -32,6 +32,8 @@ INT8 = "onnxruntime-cpu int8"
 class FakeBackend:
     """A backend whose every part takes a known time on a clock of its own."""
 
+    image_input = "float32"
+
     def __init__(self, clock, costs, name, tokens, vector=(3.0, 4.0)):
         self.clock, self.costs, self.name, self.tokens, self.vector = clock, costs, name, tokens, vector
         self.batches = set()
@@ -45,6 +47,7 @@ class FakeBackend:
         return self.tokens
 
     def image(self, pixels):
+        assert pixels.dtype == self.image_input
         return self._work(len(pixels), "image")
 
     def text(self, texts):
@@ -152,6 +155,7 @@ def test_several_bundles_are_compared_with_pytorch_and_with_the_float32_one(work
     assert not {key for key in found if key[0] == key[2]}
     assert {key[3] for key in found if key[2] == "onnxruntime-cpu"} == set(COSTS[INT8]) | {"query", "query_by_id"}
     assert find_ratio(ratios, "image")["times_as_fast"] == 2  # the first bundle's
+    assert find_ratio([r for r in ratios if r["reference"]["backend"] != "pytorch-eager"], "image") is None
 
 
 def test_a_table_of_several_bundles_says_whose_ratio_it_is(work):
@@ -195,6 +199,17 @@ def test_batches_reach_the_backends(work):
     for cell in latency_cells(pytorch, cut, bundles, work, (1, 4)):
         cell.run()
     assert all(backend.batches == {1, 4} for backend in (pytorch, cut, *bundles))
+
+
+def test_every_backend_gets_the_pixels_that_it_takes(work):
+    clock = [0]
+    uint8 = FakeBackend(clock, COSTS["onnxruntime-cpu"], "onnxruntime-cpu uint8 image", 7)
+    uint8.image_input = "uint8"
+    for cell in latency_cells(*contenders(clock, uint8), work, [2]):
+        cell.run()
+    assert uint8.batches == {2}
+    assert work.pixels(1, "uint8")[0, :, 4, 4].tolist() == [255, 0, 0]
+    check_agreement(contenders(clock)[0], uint8, work)
 
 
 def test_tables_say_what_is_compared(work):

@@ -138,6 +138,19 @@ def test_parts_warm_up_with_the_selftest(repository, tiny_bundle):
     assert "model_warmup" not in config(repository, "composed_query")
 
 
+def test_a_bundle_with_uint8_images_is_served_with_them(tiny_uint8_bundle, model_file, emoji_images, tmp_path):
+    write_repository(tiny_uint8_bundle, tmp_path / "r")
+    assert only(config(tmp_path / "r", "image_encoder")["input"])["data_type"] == ["TYPE_UINT8"]
+    warmup = config(tmp_path / "r", "image_encoder")["model_warmup"][0]["inputs"][0]["value"][0]
+    assert warmup["data_type"] == ["TYPE_UINT8"]
+    content = (tmp_path / "r/image_encoder/warmup" / only(warmup["input_data_file"])).read_bytes()
+    assert len(content) == np.prod(warmup["dims"])
+    image = emoji_images[0].read_bytes()
+    (answer,) = composed(model_file, tmp_path / "r")([{"image": strings(image), "text": strings(b"in red")}])
+    expected = dra.Encoder.open(tiny_uint8_bundle, threads=1).encode_queries(image, "in red")
+    np.testing.assert_allclose(answer["query"], expected, atol=1e-6)
+
+
 def test_onnxruntime_runs_the_parts_on_the_gpu(tiny_bundle, tmp_path):
     served = write_repository(tiny_bundle, tmp_path / "r", RepositoryOptions("onnxruntime"))
     assert [(model.name, model.backend) for model in served] == [
@@ -261,7 +274,11 @@ def strings(*values):
 
 @pytest.fixture(scope="module")
 def answers(repository, model_file):
-    """The composed query over the parts, as the server joins them."""
+    return composed(model_file, repository)
+
+
+def composed(model_file, repository):
+    """Return the composed query over its parts, as the server joins them."""
     parts = {name: model_file.part(name, repository / name / "1", 1) for name in PARTS}
 
     def ask(model, inputs, output):
@@ -284,11 +301,11 @@ def test_queries_are_the_encoders(answers, tiny_bundle, emoji_images):
     np.testing.assert_allclose(np.concatenate([answer["query"] for answer in apart]), expected, atol=1e-6)
     uneven = answers(
         [
-            {"image": strings(images[0]), "text": strings(texts[0])},
-            {"image": strings(*images[1:]), "text": strings(*texts[1:])},
+            {"image": strings(*images[:2]), "text": strings(*texts[:2])},
+            {"image": strings(images[2]), "text": strings(texts[2])},
         ]
     )
-    assert [len(answer["query"]) for answer in uneven] == [1, 2]
+    assert [len(answer["query"]) for answer in uneven] == [2, 1]
     np.testing.assert_allclose(np.concatenate([answer["query"] for answer in uneven]), expected, atol=1e-6)
 
 
