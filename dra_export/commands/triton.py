@@ -21,7 +21,11 @@ from dra_runtime.console import table
     help="What runs the graphs: python (dra_runtime on the CPU, everywhere), or a GPU backend of the server's.",
 )
 @click.option(
-    "--instances", type=click.IntRange(1, 64), default=1, show_default=True, help="Instances of every model (a GPU)."
+    "--instances",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Instances of every model, on each GPU.",
 )
 @click.option(
     "--max-batch",
