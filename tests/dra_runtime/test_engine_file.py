@@ -145,6 +145,16 @@ def test_no_sidecar(text):
         sidecar_from_json(text)
 
 
+def test_a_key_twice_is_refused():
+    text = (
+        json.dumps(sidecar_values())
+        .encode()
+        .replace(b'"precision": "fp16"', b'"precision": "fp16", "precision": "fp16"')
+    )
+    with pytest.raises(EngineFormatError, match="twice"):
+        sidecar_from_json(text)
+
+
 def places(values, prefix=()):
     yield prefix
     items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
