@@ -56,7 +56,6 @@ def verify_bundle(reference: Reference, encoder: Encoder, preprocess: Preprocess
     if emulated := emulated_artifact(encoder):
         variants.append({"name": emulated.name, **compare(reference, emulated, preprocess)})
         notes.append(_CPU_HALF)
-        del emulated  # its graphs fill memory
     engines = engines_of(encoder)
     missed += engines.broken
     notes += [f"not run: {line}" for line in engines.not_run]
@@ -90,14 +89,14 @@ def compare(reference: Reference, artifact: Artifact, preprocess: Preprocess) ->
     ``recall`` is None where it wasn't measured: of some pairs only, without all graphs, or when vectors aren't finite,
     which is a miss.
     """
-    encoder, recall = artifact.encoder, None
+    recall = None
     total = steps(reference, artifact.graphs) + len(reference.names) + len(reference.queries)
     with progress(total, f"comparing {artifact.name or artifact.precision}") as advance:
-        graphs = compare_graphs(reference, encoder, artifact.graphs, preprocess, advance)
+        graphs = compare_graphs(reference, artifact.open, artifact.graphs, preprocess, advance)
         if artifact.answers_queries:
             graphs[RUNTIME] = Difference()
             try:
-                answers = answer(reference, encoder, advance)
+                answers = answer(reference, artifact.open, advance)
                 graphs[RUNTIME].add(answers.composed, reference.composed)
                 if reference.is_whole_split and answers.is_finite:
                     recall = compare_ranks(reference, answers)
@@ -110,7 +109,7 @@ def compare(reference: Reference, artifact: Artifact, preprocess: Preprocess) ->
         "passed": not missed,
         "missed": missed,
         "precision": artifact.precision,
-        "backend": encoder.backend,
+        "backend": artifact.backend,
         "threshold": artifact.limits.to_dict(),
         "judged": artifact.limits.words(recall is not None),
         "graphs": {name: graph.to_dict() for name, graph in graphs.items()},
@@ -126,7 +125,7 @@ def compare_recall(model: DRA, encoder: Encoder, dataset: Dataset) -> dict[str, 
     """
     reference = reference_from_model(model, dataset)
     with progress(len(reference.names) + len(reference.queries), "runtime: images, queries") as advance:
-        answers = answer(reference, encoder, advance)
+        answers = answer(reference, lambda *_: encoder, advance)
     if not answers.is_finite:
         raise BundleError(
             f"{encoder.bundle.path} gives NaN, infinite or zero vectors, which can't be ranked; dra-export verify says "

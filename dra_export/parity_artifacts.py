@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +27,16 @@ class Artifact:
 
     name: str  #: "" for the bundle itself
     precision: str
-    encoder: Encoder
+    backend: str
+    bundle: Encoder  #: opened, for its manifest and tokenizer; none of its graphs is
     graphs: tuple[str, ...]
+    open_session: Callable[[str], Session]
     limits: Limits
+
+    def open(self, *graphs: str) -> Encoder:
+        """Return an encoder that holds these graphs alone, until it is dropped: all at once may not fit into memory."""
+        sessions = {graph: self.open_session(graph) for graph in graphs}
+        return Encoder(self.bundle.bundle, self.backend, self.bundle.threads, self.bundle.tokenizer, sessions)
 
     @property
     def answers_queries(self) -> bool:
@@ -48,8 +55,15 @@ class Engines:
 
 def bundle_artifact(encoder: Encoder) -> Artifact:
     """Return the bundle as its users run it."""
-    manifest = encoder.bundle.manifest
-    return Artifact("", manifest.precision, encoder, tuple(manifest.graphs), limits_of(manifest))
+    bundle = encoder.bundle
+
+    def open_session(graph: str) -> Session:
+        return Encoder(bundle, encoder.backend, encoder.threads, encoder.tokenizer).session(graph)
+
+    manifest = bundle.manifest
+    return Artifact(
+        "", manifest.precision, encoder.backend, encoder, tuple(manifest.graphs), open_session, limits_of(manifest)
+    )
 
 
 def emulated_artifact(encoder: Encoder) -> Artifact | None:
@@ -57,11 +71,29 @@ def emulated_artifact(encoder: Encoder) -> Artifact | None:
     manifest = encoder.bundle.manifest
     if manifest.precision != "fp16" or encoder.backend != ONNXRUNTIME_CPU:
         return None
-    return Artifact(EMULATED, "fp16", emulated_encoder(encoder), tuple(manifest.graphs), limits_of(manifest))
+
+    def open_session(graph: str) -> Session:
+        spec = manifest.graphs[graph]
+        with tempfile.TemporaryDirectory(prefix="dra-verify-") as folder:
+            path = Path(folder) / spec.file
+            _write_emulation(encoder.bundle.file(spec.file), path)
+            return open_onnxruntime_cpu(path, spec, encoder.threads)
+
+    return Artifact(
+        EMULATED, "fp16", encoder.backend, encoder, tuple(manifest.graphs), open_session, limits_of(manifest)
+    )
+
+
+def _write_emulation(half: Path, path: Path) -> None:
+    import onnx
+
+    from dra_export.half_emulation import emulation_from_half
+
+    onnx.save(emulation_from_half(onnx.load(str(half))), path)
 
 
 def engine_artifact(encoder: Encoder, key: str, plans: Mapping[Path, EngineSidecar]) -> Artifact:
-    """Open the engines of one folder.
+    """Return the engines of one folder, having opened one to see that this host can.
 
     Raises
     ------
@@ -72,14 +104,16 @@ def engine_artifact(encoder: Encoder, key: str, plans: Mapping[Path, EngineSidec
     """
     from dra_export.engine_runner import open_engine
 
-    sessions: dict[str, Session] = {
-        sidecar.graph: InRange(open_engine(plan), sidecar.build.min_batch, sidecar.build.max_batch)
-        for plan, sidecar in plans.items()
-    }
-    precision, backend = next(iter(plans.values())).precision, next(iter(sessions.values())).backend
-    limits = LIMITS.get(precision) or limits_of(encoder.bundle.manifest)
-    runs = with_sessions(encoder, backend, sessions)
-    return Artifact(f"{ENGINES}/{key}", precision, runs, tuple(sessions), limits)
+    by_graph = {sidecar.graph: (plan, sidecar.build) for plan, sidecar in plans.items()}
+
+    def open_session(graph: str) -> Session:
+        plan, build = by_graph[graph]
+        return InRange(open_engine(plan), build.min_batch, build.max_batch)
+
+    first = next(iter(plans.values()))
+    limits = LIMITS.get(first.precision) or limits_of(encoder.bundle.manifest)
+    open_session(first.graph)
+    return Artifact(f"{ENGINES}/{key}", first.precision, first.library, encoder, tuple(by_graph), open_session, limits)
 
 
 class InRange:
@@ -104,27 +138,6 @@ class InRange:
             filled = {n: np.concatenate([a, np.repeat(a[-1:], fill, axis=0)]) for n, a in piece.items()}
             pieces.append({name: array[:rows] for name, array in self._session.run(filled).items()})
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-
-
-def emulated_encoder(encoder: Encoder) -> Encoder:
-    """Return an encoder whose half graphs round every half value, which ONNX Runtime's CPU doesn't do by itself."""
-    import onnx
-
-    from dra_export.half_emulation import emulation_from_half
-
-    sessions = {}
-    with tempfile.TemporaryDirectory(prefix="dra-verify-") as folder:
-        for name, spec in encoder.bundle.manifest.graphs.items():
-            path = Path(folder) / spec.file
-            onnx.save(emulation_from_half(onnx.load(str(encoder.bundle.file(spec.file)))), path)
-            sessions[name] = open_onnxruntime_cpu(path, spec, encoder.threads)
-            path.unlink()
-    return with_sessions(encoder, encoder.backend, sessions)
-
-
-def with_sessions(encoder: Encoder, backend: str, sessions: Mapping[str, Session]) -> Encoder:
-    """Return an encoder of the same bundle that runs graphs elsewhere."""
-    return Encoder(encoder.bundle, backend, encoder.threads, encoder.tokenizer, sessions)
 
 
 def engines_of(encoder: Encoder, host: Host | None = None) -> Engines:

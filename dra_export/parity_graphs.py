@@ -19,6 +19,7 @@ from dra_runtime.preprocess import Preprocess, open_image
 
 Item = TypeVar("Item")
 Advance = Callable[[int], None]
+OpenEncoder = Callable[..., Encoder]  #: takes names of graphs, and gives an encoder that holds these
 
 # Sizes are mixed on purpose: a graph that is right for one batch size or text length only must not pass.
 BATCH_SIZES = (1, 2, 7, 16)
@@ -83,9 +84,9 @@ class Difference:
 
 
 def compare_graphs(
-    reference: Reference, encoder: Encoder, graphs: Collection[str], preprocess: Preprocess, advance: Advance
+    reference: Reference, open_encoder: OpenEncoder, graphs: Collection[str], preprocess: Preprocess, advance: Advance
 ) -> dict[str, Difference]:
-    """Run ``graphs`` of an encoder on the reference's inputs and compare what they give.
+    """Run ``graphs`` on the reference's inputs, one after another, and compare what they give.
 
     ``preprocess`` is the model's, so that a wrong one in the artifact doesn't hide in both sides. ``advance`` is called
     with numbers of vectors, `steps` in all.
@@ -100,7 +101,7 @@ def compare_graphs(
     ):
         if name in differences:
             try:
-                compare(reference, encoder, preprocess, differences[name], advance)
+                compare(reference, open_encoder(name), preprocess, differences[name], advance)
             except BackendError as error:  # a graph that is right for some sizes only is found wanting, not unusable
                 differences[name].failed = str(error)
     return differences

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dra_export.parity_graphs import Advance
+from dra_export.parity_graphs import Advance, OpenEncoder
 from dra_export.parity_reference import Array, Reference
-from dra_runtime.encoder import Encoder
 from dra_train.evaluate import BLOCK_SCORES
 from dra_train.metrics import Columns, Ranks, join_ranks, measure, rank_answers, ranked_names
 
@@ -32,22 +31,23 @@ class Answers:
         return bool(np.isfinite(lengths).all() and (lengths > 0).all() and np.isfinite(self.composed).all())
 
 
-def answer(reference: Reference, encoder: Encoder, advance: Advance) -> Answers:
+def answer(reference: Reference, open_encoder: OpenEncoder, advance: Advance) -> Answers:
     """Encode the reference's images and compose its queries with the runtime alone: its own pixels, tokens and graphs.
 
     ``advance`` is called with numbers of images, then of queries.
     """
     paths = [reference.dataset.images[name] for name in reference.names]
-    encoded = []
+    encoded, encoder = [], open_encoder("image_encoder")
     for start in range(0, len(paths), IMAGES_AT_ONCE):
         encoded.append(encoder.encode_images(paths[start : start + IMAGES_AT_ONCE]))
         advance(len(encoded[-1]))
     features, rows = np.concatenate(encoded), reference.rows
     images = features[[rows[q.reference] for q in reference.queries]]
-    texts = encoder.encode_texts([q.text for q in reference.queries])
+    del encoder  # and its graph, before the next is opened
+    texts = open_encoder("text_encoder").encode_texts([q.text for q in reference.queries])
     usable = np.isfinite(images).all(axis=1) & np.isfinite(texts).all(axis=1)  # the runtime refuses the others
     composed = np.full_like(reference.composed, np.nan)
-    composed[usable] = encoder.compose(images[usable], texts[usable])
+    composed[usable] = open_encoder("compositor").compose(images[usable], texts[usable])
     advance(len(composed))
     return Answers(features, composed)
 

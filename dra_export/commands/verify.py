@@ -65,11 +65,12 @@ def verify_command(
             )
     data = join(open_dataset(dataset, split))
     require_targets(data, "the comparison")
-    reference = reference_from_model(source.model, data, pairs)
+    reference, preprocess = reference_from_model(source.model, data, pairs), source.model.preprocess
+    del source  # PyTorch's work is done, and a large model's weights are a gigabyte
     results = []
     for path in bundles:
         encoder = Encoder.open(path, threads=threads, integrity="size")  # hashes were compared above
-        results.append(verify_bundle(reference, encoder, source.model.preprocess))
+        results.append(verify_bundle(reference, encoder, preprocess))
     values = results[0] if len(results) == 1 else results
     if output:
         write_json(output, values)
