@@ -108,3 +108,20 @@ def test_check_onnx_refuses_a_graph_whose_types_do_not_fit(tmp_path: Path) -> No
     onnx.save(model, path)
     with pytest.raises(ExportError, match="not valid ONNX"):
         check_onnx(path, {"x": ("batch", 4)}, ("y",))
+
+
+def test_the_query_holds_the_weights_of_its_parts_and_none_that_it_does_not_use(tiny_bundle: Path) -> None:
+    def weights(name: str) -> dict[str, onnx.TensorProto]:
+        return {tensor.name: tensor for tensor in onnx.load(tiny_bundle / f"{name}.onnx").graph.initializer}
+
+    query = weights("query")
+    for part in ("image_encoder", "text_encoder", "compositor"):
+        own = weights(part)
+        found = {name.removeprefix(f"{part}/"): query[name] for name in query if name.startswith(f"{part}/")}
+        assert {name: tensor.raw_data for name, tensor in found.items()} == {n: own[n].raw_data for n in found}
+        unused = {name for name in own if name not in found}
+        assert (len(unused) > 0) == (part == "image_encoder")  # what makes the image's tokens
+    graph = onnx.load(tiny_bundle / "query.onnx").graph
+    used = {name for node in graph.node for name in node.input}
+    assert set(query) <= used
+    assert [value.name for value in graph.input] == ["image", "tokens"]
