@@ -59,9 +59,7 @@ def _bundle(values: Values) -> str:
     ]
     parts.append(table(["graph", "takes", "gives", "size"], rows))
     if values["engines"]:
-        parts.append(table(["engine", "for", "runs here"], [_engine_row(engine) for engine in values["engines"]]))
-        reasons = dict.fromkeys(engine["why_not"] for engine in values["engines"] if engine["why_not"])
-        parts += [f"not here: {reason}" for reason in reasons]
+        parts.append(_engines(values["engines"]))
     return "\n\n".join(parts)
 
 
@@ -189,7 +187,7 @@ def _half(provenance: Values) -> list[tuple[str, str]]:
         float32 = ", ".join(f"{i.get('reason')} ({len(i.get('nodes', ()))})" for i in islands)
         headroom = _mapping(graph.get("headroom"))
         lines.append(
-            f"{name} {graph.get('half_share', 0):.0%} half"
+            (f"{name} {graph['half_share']:.0%} half" if "half_share" in graph else name)
             + (f", headroom {headroom['times']:.0f} times" if isinstance(headroom.get("times"), int | float) else "")
             + (f"; float32: {float32}" if float32 else "")
         )
@@ -237,8 +235,16 @@ def _tensors(tensors: Sequence[Values]) -> str:
     )
 
 
-def _engine_row(engine: Values) -> list[str]:
-    return [engine["name"], engine["runs_on"], "yes" if engine["runs_here"] else "no"]
+def _engines(engines: Sequence[Values]) -> str:
+    rows, reasons = [], {}
+    for engine in engines:
+        rows.append([engine["name"], engine["runs_on"], "yes" if engine["runs_here"] else "no"])
+        folder, _, plan = engine["name"].rpartition("/")
+        # the plans of a folder mostly lack the same, and one command rebuilds them all
+        if engine["why_not"]:
+            reason = engine["why_not"].replace(f"--graph {plan.removesuffix('.plan')} ", "")
+            reasons[f"{folder} not here: {reason}"] = True
+    return "\n\n".join([table(["engine", "for", "runs here"], rows), *reasons])
 
 
 def _mapping(value: Any) -> Values:

@@ -166,12 +166,10 @@ def engines_of(encoder: Encoder, host: Host | None = None) -> Engines:
 
 
 def _shortened(lines: list[str]) -> tuple[str, ...]:
-    """Return one line for all that say the same of another plan in a folder."""
-    by_reason: dict[str, list[str]] = {}
+    """Return one line for all plans of a folder of which the same is said, and the command that rebuilds them all."""
+    folders: dict[str, int] = {}
     for line in lines:
         plan, _, reason = line.partition(": ")
-        by_reason.setdefault(f"{Path(plan).parent}: {reason.partition(';')[0]}", []).append(line)
-    return tuple(
-        lines[0] + (f" ({len(lines) - 1} more plans of that folder: the same)" if len(lines) > 1 else "")
-        for lines in by_reason.values()
-    )
+        same = f"{Path(plan).parent}: {reason.replace(f'--graph {Path(plan).stem} ', '')}"
+        folders[same] = folders.get(same, 0) + 1
+    return tuple(f"{line} ({count} plan{'s' if count > 1 else ''})" for line, count in folders.items())

@@ -111,8 +111,9 @@ def test_engines_that_cannot_run_here_get_one_note(
     [note] = result["notes"]
     assert note.startswith("not run: ")
     assert reason in note
-    assert "dra-export engine" in note
-    assert "4 more plans of that folder" in note
+    assert f"dra-export engine {bundle} --backend" in note
+    assert "--graph" not in note  # one command for the five
+    assert note.endswith("(5 plans)")
 
 
 def test_a_host_that_lacks_something_only_when_it_opens_them_gets_a_note_too(
