@@ -82,7 +82,11 @@ def test_wheel_holds_the_packages_and_their_data_and_nothing_else(wheel: Path) -
         "dra_runtime",
         "dra_train",
     }
-    for data in ("dra_train/presets/demo.toml", "dra_bench/templates/report.html.j2"):
+    for data in (
+        "dra_train/presets/demo.toml",
+        "dra_bench/templates/report.html.j2",
+        "dra_export/triton_models/model.py",
+    ):
         assert data in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert any(name.endswith("licenses/THIRD_PARTY.md") for name in names)
