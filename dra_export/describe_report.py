@@ -198,7 +198,8 @@ def _int8(provenance: Values) -> list[tuple[str, str]]:
     made = _mapping(provenance.get("int8"))
     if "max_recall_loss" not in made:
         return []
-    return [("precision", f"made to lose at most {made['max_recall_loss']:g} points of recall")]
+    kept = ", ".join(map(str, made.get("kept", ()))) or "parts"
+    return [("precision", f"{kept} in INT8, made to lose at most {made['max_recall_loss']:g} points of recall")]
 
 
 def _parity(parity: Values | None, path: str) -> str:
