@@ -135,8 +135,7 @@ def overflowing(model: onnx.ModelProto) -> onnx.ModelProto:
         (i, n) for i, n in enumerate(graph.node) if n.op_type == "MatMul" and types[n.output[0]] == TensorProto.FLOAT16
     )
     name, node.output[0] = node.output[0], f"{node.output[0]}/before"
-    for constant, value in (("huge", 60_000), ("tiny", 1 / 60_000)):
-        graph.initializer.append(numpy_helper.from_array(np.array(value, np.float16), constant))
+    graph.initializer.append(numpy_helper.from_array(np.array(60_000, np.float16), "huge"))
     graph.node.insert(place + 1, helper.make_node("Mul", [node.output[0], "huge"], [f"{name}/huge"], "scale"))
     graph.node.insert(place + 2, helper.make_node("Div", [f"{name}/huge", "huge"], [name], "scale_back"))
     return model
