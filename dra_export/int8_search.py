@@ -95,7 +95,8 @@ class Search:
         """Return all trials, the first without any INT8.
 
         Blocks of the image tower go back to float32, the most sensitive first and twice as many at each step, until
-        everything that pays in INT8 is within ``limit``, and image_features are `NEAR` or more float32 costs time.
+        everything that pays in INT8 is within ``limit``, and image_features are `NEAR` or more float32 costs time. A
+        limit of 100 points asks for no quality, as for a model that isn't trained: then the first step is the last.
         """
         self._encode_texts()
         split, threads = self._split, self._threads
@@ -130,7 +131,7 @@ class Search:
             held = any(trial.change <= limit and len(trial.parts) == len(pays) for trial in trials)
             near = cosines(self._images[count], self._images[FLOAT32])["mean"] >= NEAR
             slower = self._image_speeds[0].speedup / self._image_speeds[count].speedup > ABOUT_AS_FAST
-            if held and (near or slower):
+            if held and (near or slower or limit >= 100):
                 break
         return trials
 

@@ -68,6 +68,18 @@ def residual_net(width: int = 8, seed: int = 0) -> onnx.ModelProto:
     return net(nodes, weights)
 
 
+def longer_net() -> onnx.ModelProto:
+    """Add a convolution to `residual_net`, so that the depthwise one stands alone between two blocks."""
+    model = residual_net()
+    graph = model.graph
+    weight = np.random.default_rng(2).standard_normal((8, 8, 3, 3)).astype(np.float32) / 8
+    graph.initializer.append(numpy_helper.from_array(weight, "w4"))
+    graph.node.insert(9, conv("r3", "c4", "w4"))
+    graph.node.insert(10, node("Clip", ["c4", "zero", "six"], "r4"))
+    graph.node[11].input[0] = "r4"
+    return model
+
+
 def run(
     model: onnx.ModelProto, image: NDArray[np.float32], outputs: list[str] | None = None
 ) -> list[NDArray[np.float32]]:
