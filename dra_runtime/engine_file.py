@@ -51,6 +51,7 @@ __all__ = [
 ]
 
 LEAST_PORTABLE = (8, 0)  #: compute capability from which portable engines run
+RTX_TARGETS = {"7.5", "8.0", "8.6", "8.9", "12.0", "12.1"}  #: those that TensorRT-RTX 1.7 can be asked for
 
 
 def sidecar_path(plan: Path) -> Path:
@@ -184,8 +185,9 @@ def rebuild_command(plan: Path, sidecar: EngineSidecar, host: Host | None = None
     if sidecar.library != TENSORRT and target.compute_capabilities:
         wanted = target.compute_capabilities
         if host and host.gpu and not _gpu_fits(sidecar, host.gpu):
-            wanted = (host.gpu.compute_capability,)
-        parts.append("--target " + ",".join(f"sm{capability.replace('.', '')}" for capability in wanted))
+            wanted = tuple(RTX_TARGETS & {host.gpu.compute_capability})  # others run what is built without a target
+        if wanted:
+            parts.append("--target " + ",".join(f"sm{capability.replace('.', '')}" for capability in wanted))
     if build.workspace is not None:
         parts.append(f"--workspace {build.workspace // 2**20}")
     parts += ["--version-compatible"] * target.version_compatible

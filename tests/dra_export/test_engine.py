@@ -362,3 +362,10 @@ def test_rn50x4_in_half_takes_less_than_two_minutes(tmp_path: Path) -> None:
     # 12 blocks with two norms and a softmax each, and the last norm
     assert sum(len(island.layers) for island in text.proof.islands) == 37
     assert text.proof.half_share > 0.8
+
+
+def test_the_targets_that_commands_are_made_of_are_the_librarys(library: Library) -> None:
+    from dra_export.tensorrt_api import compute_capabilities
+    from dra_runtime.engine_file import RTX_TARGETS
+
+    assert {f"sm{capability.replace('.', '')}" for capability in RTX_TARGETS} <= set(compute_capabilities(library))

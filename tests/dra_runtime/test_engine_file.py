@@ -321,6 +321,11 @@ def test_another_gpu_is_refused_and_the_command_is_for_this_one(engine):
     assert message.endswith("--target sm120 --overwrite")
 
 
+def test_the_command_names_no_target_that_the_library_lacks(engine):
+    message = refused(EngineMismatchError, engine(), host(H100))
+    assert message.endswith("--backend tensorrt-rtx --graph text_encoder --overwrite")
+
+
 def test_tensorrt_wants_the_very_gpu(engine):
     check_plan(engine(**tensorrt()), host(H100, {"tensorrt": "10.13.3.9"}))
     message = refused(
