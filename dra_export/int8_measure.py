@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dra_export.int8_session import pixel_batches
 from dra_runtime.console import progress
+from dra_runtime.encoder import COMPOSE_BATCH, TEXT_BATCH, TEXT_BUCKET
 from dra_runtime.preprocess import Preprocess
 from dra_train.data import Dataset
 from dra_train.evaluate import rank_all
@@ -26,8 +27,6 @@ from dra_train.vocabulary import clip_tokenizer
 
 Array = NDArray[np.float32]
 
-TEXT_BATCH = 64
-COMPOSE_BATCH = 256
 ROUNDS = (7, 200)  #: least and most rounds of a comparison of times
 SECONDS = 1.0  #: a comparison goes on for so long, unless it reaches the most rounds
 
@@ -75,16 +74,22 @@ def image_features(session: Any, images: Sequence[Path], preprocess: Preprocess,
 
 
 def text_features(session: Any, split: Split) -> Array:
-    """Encode every query's text, in batches of one length: (Q, D). A text that occurs again is encoded once."""
-    unique = sorted(set(split.tokens), key=lambda row: (len(row), row))
-    found: dict[tuple[int, ...], Array] = {}
-    for _, same in groupby(unique, key=len):
-        rows = list(same)
-        for start in range(0, len(rows), TEXT_BATCH):
-            batch = rows[start : start + TEXT_BATCH]
-            features = session.run(["text_features"], {"tokens": np.array(batch, np.int32)})[0]
-            found |= zip(batch, features, strict=True)
-    return np.stack([found[row] for row in split.tokens])
+    """Encode every query's text: (Q, D).
+
+    In the batches of `dra_runtime.encoder.Encoder.encode_texts`, padding included: with dynamic ranges a text's vector
+    depends a little on its batch, and what is measured here must be what `verify` and the runtime find.
+    """
+    order = sorted(range(len(split.tokens)), key=lambda i: len(split.tokens[i]))
+    features: dict[int, Array] = {}
+    for _, same in groupby(order, key=lambda i: -(-len(split.tokens[i]) // TEXT_BUCKET)):
+        bucket = list(same)
+        for start in range(0, len(bucket), TEXT_BATCH):
+            batch = bucket[start : start + TEXT_BATCH]
+            tokens = np.zeros((len(batch), len(split.tokens[batch[-1]])), np.int32)
+            for row, i in zip(tokens, batch, strict=True):
+                row[: len(split.tokens[i])] = split.tokens[i]
+            features |= zip(batch, session.run(["text_features"], {"tokens": tokens})[0], strict=True)
+    return np.stack([features[i] for i in range(len(split.tokens))])
 
 
 def composed(session: Any, images: Array, texts: Array) -> Array:

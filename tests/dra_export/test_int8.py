@@ -14,10 +14,14 @@ from PIL import Image
 from dra_export import int8_search
 from dra_export.int8 import Int8Options, quantize_graphs
 from dra_export.int8_cpu import cpu_features
-from dra_export.int8_measure import Speed
+from dra_export.int8_dynamic import dynamic_int8
+from dra_export.int8_measure import Speed, Split, text_features
 from dra_export.int8_search import Trial, best_of
+from dra_export.int8_session import open_session
 from dra_export.onnx_from_model import ExportError
+from dra_runtime.encoder import Encoder
 from dra_runtime.errors import DatasetError, UsageError
+from dra_runtime.sessions import open_onnxruntime_cpu
 from dra_train.checkpoint import load_checkpoint
 from dra_train.data import Dataset, builtin_dataset, load_cirr
 from dra_train.model import DRA
@@ -176,3 +180,17 @@ def test_the_cpus_instructions_are_read_from_its_flags(tmp_path: Path) -> None:
     cpuinfo.write_text("flags : avx2 avx_vnni\n")
     assert cpu_features(cpuinfo)["exact_sums"] is True
     assert cpu_features(tmp_path / "absent")["exact_sums"] is None
+
+
+def test_texts_are_encoded_as_the_runtime_encodes_them(
+    tiny_bundle: Path, paths: dict[str, Path], model: DRA, split: Dataset
+) -> None:
+    """With dynamic ranges the batch matters, so the search must see the very vectors that `verify` finds."""
+    int8 = dynamic_int8(onnx.load(paths["text_encoder"])).SerializeToString()
+    paths["text_encoder"].write_bytes(int8)
+    encoder = Encoder.open(tiny_bundle, threads=1)
+    encoder._sessions["text_encoder"] = open_onnxruntime_cpu(
+        paths["text_encoder"], encoder.bundle.manifest.graphs["text_encoder"], 1
+    )
+    expected = encoder.encode_texts([query.text for query in split.queries])
+    np.testing.assert_array_equal(text_features(open_session(int8, 1), Split.of(split, model)), expected)
