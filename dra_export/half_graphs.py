@@ -10,6 +10,7 @@ import onnx
 
 from dra_export.half_repair import half_from_real_inputs
 from dra_export.onnx_from_model import check_onnx, shape_of
+from dra_export.onnx_save import save_onnx
 from dra_export.real_inputs import real_inputs
 from dra_runtime.console import progress
 from dra_train.data import Dataset
@@ -33,7 +34,7 @@ def halve_graphs(paths: Mapping[str, Path], model: DRA, dataset: Dataset) -> dic
         for name, path in paths.items():
             source = onnx.load(str(path))
             half = half_from_real_inputs(name, source, inputs[name])
-            onnx.save(half.model, str(path))
+            save_onnx(half.model, path)
             check_onnx(path, *_interface(source))
             done[name] = half.to_dict()
             advance(1)

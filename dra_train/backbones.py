@@ -13,7 +13,7 @@ from typing import Any
 import open_clip
 import timm
 import torch
-from open_clip.modified_resnet import ModifiedResNet
+from open_clip.modified_resnet import Bottleneck, ModifiedResNet
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.timm_model import TimmModel
 from torch import nn
@@ -211,13 +211,16 @@ def _enliven_batch_norms(visual: ModifiedResNet) -> None:
 
     A fresh CLIP ResNet zeroes the last norm of each block, so that its convolutions don't reach the output, and its
     norms expect larger activations than its convolutions make, so that all pictures get the same features: no
-    comparison of exported graphs could see a fault in either.
+    comparison of exported graphs could see a fault in either. With full weights in those last norms the tower would be
+    chaotic instead, as no trained one is: it would blow the rounding of half precision up to other features.
     """
     norms = [module for module in visual.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         nn.init.uniform_(norm.weight, 0.5, 1.0)
         nn.init.normal_(norm.bias, std=0.1)
         norm.momentum = 1.0  # the statistics become those of the one batch below
+    for block in (module for module in visual.modules() if isinstance(module, Bottleneck)):
+        nn.init.uniform_(block.bn3.weight, 0.1, 0.3)  # each block adds a little to what passes it by
     # Edges and brightness vary as in real pictures; with smooth noise real ones would blow up through the layers.
     pictures = functional.interpolate(torch.randn(8, 3, 9, 9), size=visual.image_size) + torch.randn(8, 3, 1, 1)
     visual.train()

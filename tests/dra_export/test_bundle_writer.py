@@ -17,7 +17,7 @@ from dra_runtime.bundle import Bundle, bundle_id_of
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import SelfCheckError, UsageError
 from dra_runtime.selfcheck import selfcheck
-from dra_train.checkpoint import Checkpoint, load_checkpoint
+from dra_train.checkpoint import load_checkpoint
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "bundle.schema.json").read_text(encoding="utf-8"))
 

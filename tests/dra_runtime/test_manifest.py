@@ -209,7 +209,7 @@ def test_uint8_pixels_need_version_1_1(good):
         assert schema_version_of(manifest.graphs) == "1.1"
     values = taking_uint8(good, "1.0")
     assert not VALIDATOR.is_valid(values)
-    with pytest.raises(BundleFormatError, match="image_encoder.inputs.0..dtype has 'uint8'; expected 'float32'"):
+    with pytest.raises(BundleFormatError, match=r"image_encoder.inputs.0..dtype has 'uint8'; expected 'float32'"):
         manifest_from_dict(values)
     assert schema_version_of(manifest_from_dict(good).graphs) == "1.0"
 
