@@ -65,7 +65,7 @@ def write_bundle(
     precision, lower
         ``"fp32"``, or the precision that ``lower`` brings the float32 graphs to: it gets their paths, without the
         joined query's, and the model, and returns what the provenance says of it
-        (`dra_export.half_graphs.halve_graphs`, `dra_export.int8.quantize_graphs`).
+        (`dra_export.half.bundle_graphs.halve_graphs`, `dra_export.int8.bundle_graphs.quantize_graphs`).
     image_input
         What the image encoder takes: preprocessed ``"float32"`` pixels, or ``"uint8"`` ones that it normalises itself.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from dra_export.headroom import Inputs
+from dra_export.half.headroom import Inputs
 from dra_export.onnx_session import open_model
 from dra_runtime.preprocess import open_image
 from dra_train.data import Dataset
@@ -18,9 +18,7 @@ from dra_train.vocabulary import clip_tokenizer
 PAIRS, BATCH = 32, 4
 
 
-def real_inputs(
-    paths: Mapping[str, Path], model: DRA, dataset: Dataset, pairs: int = PAIRS
-) -> dict[str, list[Inputs]]:
+def real_inputs(paths: Mapping[str, Path], model: DRA, dataset: Dataset, pairs: int = PAIRS) -> dict[str, list[Inputs]]:
     """Return batches of inputs for every float32 graph in ``paths`` but the joined query.
 
     Queries are taken evenly from ``dataset``: reference image and text; the target image, for the reranker, besides.

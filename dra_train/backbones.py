@@ -220,7 +220,7 @@ def _enliven_batch_norms(visual: ModifiedResNet) -> None:
         nn.init.normal_(norm.bias, std=0.1)
         norm.momentum = 1.0  # the statistics become those of the one batch below
     for block in (module for module in visual.modules() if isinstance(module, Bottleneck)):
-        nn.init.uniform_(block.bn3.weight, 0.1, 0.3)  # each block adds a little to what passes it by
+        nn.init.uniform_(block.bn3.weight, 0.2, 0.4)  # each block adds a little to what passes it by
     # Edges and brightness vary as in real pictures; with smooth noise real ones would blow up through the layers.
     pictures = functional.interpolate(torch.randn(8, 3, 9, 9), size=visual.image_size) + torch.randn(8, 3, 1, 1)
     visual.train()

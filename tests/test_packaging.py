@@ -85,7 +85,7 @@ def test_wheel_holds_the_packages_and_their_data_and_nothing_else(wheel: Path) -
     for data in (
         "dra_train/presets/demo.toml",
         "dra_bench/templates/report.html.j2",
-        "dra_export/triton_models/model.py",
+        "dra_export/triton/models/model.py",
     ):
         assert data in names
     assert any(name.endswith("licenses/LICENSE") for name in names)

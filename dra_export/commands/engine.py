@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from dra_export.engine import EngineOptions, build_engines
-from dra_export.tensorrt_api import load_library
+from dra_export.engine.build import EngineOptions, build_engines
+from dra_export.engine.tensorrt_api import load_library
 from dra_runtime.bundle import Bundle
 from dra_runtime.console import FOUND_WANTING, table
 from dra_runtime.engine_file import EngineSidecar, runs_on, sidecar_to_dict

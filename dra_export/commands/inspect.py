@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from dra_export.describe_artifact import describe
-from dra_export.describe_report import description
+from dra_export.inspect.artifact import describe
+from dra_export.inspect.report import description
 
 
 @click.command("inspect", short_help="Say what a file or folder is, and where it runs.")

@@ -12,12 +12,12 @@ from typing import Any
 import click
 
 from dra_export.bundle_writer import Lower, check_target, write_bundle
-from dra_export.half_graphs import halve_graphs
-from dra_export.int8 import Int8Options, quantize_graphs
+from dra_export.half.bundle_graphs import halve_graphs
+from dra_export.int8.bundle_graphs import Int8Options, quantize_graphs
 from dra_runtime.console import table
 from dra_runtime.errors import DatasetError, UsageError
 from dra_runtime.folder import images_of_folder
-from dra_runtime.manifest import PRECISIONS
+from dra_runtime.manifest import IMAGE_INPUTS, PRECISIONS
 from dra_train.checkpoint import load_checkpoint
 from dra_train.commands.dataset_options import DATASET_HELP
 from dra_train.data import join, open_dataset, require_targets

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from dra_export.triton import BACKENDS, COMPOSED_QUERY, MAX_BATCH, PYTHON, RepositoryOptions, write_repository
+from dra_export.triton.repository import (
+    BACKENDS,
+    COMPOSED_QUERY,
+    MAX_BATCH,
+    PYTHON,
+    RepositoryOptions,
+    write_repository,
+)
 from dra_runtime.console import table
 
 

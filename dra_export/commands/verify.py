@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from dra_export.bundle_writer import record_parity
-from dra_export.parity import verify_bundle
-from dra_export.parity_reference import reference_from_model
-from dra_export.parity_report import parity_report
+from dra_export.parity.reference import reference_from_model
+from dra_export.parity.report import parity_report
+from dra_export.parity.verify import verify_bundle
 from dra_runtime.bundle import Bundle
 from dra_runtime.console import FOUND_WANTING
 from dra_runtime.encoder import Encoder

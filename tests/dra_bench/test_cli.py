@@ -14,7 +14,7 @@ from PIL import Image
 from dra_bench.cli import main
 from dra_bench.shown import answer
 from dra_bench.write_report import gallery_ranking
-from dra_export.parity import verify
+from dra_export.parity.verify import verify
 from dra_runtime.bundle import Bundle
 from dra_runtime.cli import main as search
 from dra_runtime.encoder import Encoder

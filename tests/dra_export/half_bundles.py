@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from dra_export.graphs import graphs_of
-from dra_export.half import first_islands, group_islands, half_from_float
+from dra_export.half.convert import first_islands, group_islands, half_from_float
 from dra_export.onnx_from_model import write_query_onnx
 from dra_runtime.bundle import bundle_id_of
 from dra_train.checkpoint import load_checkpoint

@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 from half_bundles import make_half_bundle, sign
 
-from dra_export import engine as engine_module
 from dra_export.cli import main
-from dra_export.engine import EngineOptions, build_engines, engine_from_onnx, engine_key, profiles_of
+from dra_export.engine import build as engine_module
+from dra_export.engine.build import EngineOptions, build_engines, engine_from_onnx, engine_key, profiles_of
+from dra_export.engine.tensorrt_api import Library, Settings, load_library
 from dra_export.passes.uint8_image import take_uint8
-from dra_export.tensorrt_api import Library, Settings, load_library
 from dra_runtime.bundle import Bundle, GraphSpec, TensorSpec, bundle_id_of
 from dra_runtime.engine_file import EngineSidecar, check_plan, read_sidecar
 from dra_runtime.engine_host import Gpu, Host, this_host
@@ -365,7 +365,7 @@ def test_rn50x4_in_half_takes_less_than_two_minutes(tmp_path: Path) -> None:
 
 
 def test_the_targets_that_commands_are_made_of_are_the_librarys(library: Library) -> None:
-    from dra_export.tensorrt_api import compute_capabilities
+    from dra_export.engine.tensorrt_api import compute_capabilities
     from dra_runtime.engine_file import RTX_TARGETS
 
     assert {f"sm{capability.replace('.', '')}" for capability in RTX_TARGETS} <= set(compute_capabilities(library))

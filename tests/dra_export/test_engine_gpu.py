@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dra_export.engine import EngineOptions, build_engines
-from dra_export.engine_runner import open_engine
-from dra_export.tensorrt_api import load_library
+from dra_export.engine.build import EngineOptions, build_engines
+from dra_export.engine.runner import open_engine
+from dra_export.engine.tensorrt_api import load_library
 from dra_runtime.bundle import Bundle
 from dra_runtime.engine_host import LIBRARIES, this_host
 from dra_runtime.errors import UsageError

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from dra_export.engine import EngineOptions, build_engines
-from dra_export.engine_proof import UNDECLARED, declared_islands, proof_of, require_half, require_half_layers
-from dra_export.engine_runner import profile_for
-from dra_export.tensorrt_api import Layer, inspected_from_json, load_library
+from dra_export.engine.build import EngineOptions, build_engines
+from dra_export.engine.proof import UNDECLARED, declared_islands, proof_of, require_half, require_half_layers
+from dra_export.engine.runner import profile_for
+from dra_export.engine.tensorrt_api import Layer, inspected_from_json, load_library
 from dra_runtime.bundle import Bundle
 from dra_runtime.engine_file import Inspected, check_plan
 from dra_runtime.engine_host import Gpu, Host

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dra_export.bundle_writer import write_bundle
-from dra_export.parity import verify
+from dra_export.parity.verify import verify
 from dra_runtime.encoder import Encoder
 from dra_train.backbones import model_config, untrained_model
 from dra_train.checkpoint import load_checkpoint, save_checkpoint

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from dra_export.graphs import graphs_of
-from dra_export.half import first_islands, half_from_float, half_share, types_of
-from dra_export.half_emulation import emulation_from_half
-from dra_export.half_repair import LEAST_COSINE, half_from_real_inputs
-from dra_export.headroom import largest_activations
+from dra_export.half.convert import first_islands, half_from_float, half_share, types_of
+from dra_export.half.emulation import emulation_from_half
+from dra_export.half.headroom import largest_activations
+from dra_export.half.repair import LEAST_COSINE, half_from_real_inputs
 from dra_export.onnx_from_model import ExportError, write_onnx
 from dra_export.onnx_session import open_model
 from dra_train.checkpoint import load_checkpoint

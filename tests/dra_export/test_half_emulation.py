@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from dra_export.half_emulation import emulation_from_half
+from dra_export.half.emulation import emulation_from_half
 
 
 def half_chain(*steps: tuple[str, float]) -> onnx.ModelProto:

@@ -15,9 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from dra_export.cli import main
-from dra_export.describe_artifact import describe
-from dra_export.describe_onnx import describe_onnx
-from dra_export.half import first_islands, half_from_float
+from dra_export.half.convert import first_islands, half_from_float
+from dra_export.inspect.artifact import describe
+from dra_export.inspect.onnx_file import describe_onnx
 from dra_runtime.encoder import Encoder
 from dra_runtime.engine_file import BuildOptions, EngineSidecar, Island, Proof, Target, with_plan, write_sidecar
 from dra_runtime.engine_host import TENSORRT_RTX, Gpu, Host

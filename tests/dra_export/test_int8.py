@@ -11,13 +11,13 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 
-from dra_export import int8_search
-from dra_export.int8 import Int8Options, quantize_graphs
-from dra_export.int8_cpu import cpu_features
-from dra_export.int8_dynamic import dynamic_int8
-from dra_export.int8_measure import Speed, Split, text_features
-from dra_export.int8_search import Trial, best_of
-from dra_export.int8_session import open_session
+from dra_export.int8 import search as int8_search
+from dra_export.int8.bundle_graphs import Int8Options, quantize_graphs
+from dra_export.int8.cpu import cpu_features
+from dra_export.int8.dynamic import dynamic_int8
+from dra_export.int8.measure import Speed, Split, text_features
+from dra_export.int8.search import Trial, best_of
+from dra_export.int8.session import open_session
 from dra_export.onnx_from_model import ExportError
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import DatasetError, UsageError
@@ -103,16 +103,14 @@ def test_ranges_from_blank_images_are_found_out(
     for number in range(16):
         blank.append(tmp_path / f"{number}.png")
         Image.new("RGB", (64, 64), (127, 127, 127)).save(blank[-1])
-    before = paths["image_encoder"].read_bytes()
     result = quantize_graphs(paths, model, Int8Options(blank, split, LIMIT, threads=1))
-    assert result["kept"] == ["text_encoder", "compositor"]
-    assert paths["image_encoder"].read_bytes() == before
-    assert "moves a recall by" in result["parts"]["image_encoder"]
     worst = next(t for t in result["tried"] if t["int8"] == ["image_encoder"] and t["float32_blocks"] == 0)
-    assert worst["change"] > 2 * LIMIT
+    assert worst["change"] > 1.5 * LIMIT
     assert not worst["within"]
     assert result["sensitivity"]  # it has tried to mend it with float32 blocks
-    assert max(t["float32_blocks"] for t in result["tried"]) >= 4
+    assert len(result["float32_blocks"]) >= 4
+    kept = next(t for t in result["tried"] if t["int8"] == result["kept"] and t["float32_blocks"] >= 4)
+    assert kept["change"] <= LIMIT
 
 
 def test_a_part_that_is_not_faster_stays_float32(

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from int8_nets import residual_net, run
 
-from dra_export.int8_calibrate import extremes_of
-from dra_export.int8_session import IMAGE_BATCH, pixel_batches
-from dra_export.int8_static import quantized_tensors
-from dra_export.int8_tower import ranges_of
+from dra_export.int8.calibrate import extremes_of
+from dra_export.int8.session import IMAGE_BATCH, pixel_batches
+from dra_export.int8.static import quantized_tensors
+from dra_export.int8.tower import ranges_of
 from dra_runtime.preprocess import Preprocess, open_image
 
 

@@ -11,7 +11,7 @@ from int8_nets import optimized_ops
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from dra_export.int8_dynamic import dynamic_int8
+from dra_export.int8.dynamic import dynamic_int8
 
 Arrays = dict[str, NDArray[np.float32]]
 

@@ -11,9 +11,9 @@ import pytest
 from int8_nets import optimized_ops
 
 from dra_export.graphs import graphs_of
-from dra_export.int8_measure import cosines, image_features
-from dra_export.int8_session import open_session
-from dra_export.int8_tower import by_sensitivity, calibrated_tower
+from dra_export.int8.measure import cosines, image_features
+from dra_export.int8.session import open_session
+from dra_export.int8.tower import by_sensitivity, calibrated_tower
 from dra_export.onnx_from_model import write_onnx
 from dra_runtime.preprocess import open_image
 from dra_train.backbones import model_config, untrained_model

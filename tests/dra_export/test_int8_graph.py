@@ -4,7 +4,7 @@ import numpy as np
 from int8_nets import conv, longer_net, net, node, residual_net
 from onnx import helper
 
-from dra_export.int8_graph import blocks_of, fused_activations, quantizable_nodes
+from dra_export.int8.graph import blocks_of, fused_activations, quantizable_nodes
 
 
 def test_the_chain_is_all_that_convolutions_and_what_follows_them_make() -> None:

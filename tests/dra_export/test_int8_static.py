@@ -11,8 +11,8 @@ from int8_nets import longer_net, optimized_ops, residual_net, run
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from dra_export.int8_graph import blocks_of
-from dra_export.int8_static import Ranges, quantized_tensors, static_int8
+from dra_export.int8.graph import blocks_of
+from dra_export.int8.static import Ranges, quantized_tensors, static_int8
 
 Array = NDArray[np.float32]
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from dra_export import parity_reference
-from dra_export.parity import compare_recall, verify
-from dra_export.parity_graphs import Difference
-from dra_export.parity_reference import reference_from_model
+from dra_export.parity import reference as parity_reference
+from dra_export.parity.graphs import Difference
+from dra_export.parity.reference import reference_from_model
+from dra_export.parity.verify import compare_recall, verify
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import BundleError
 from dra_train.checkpoint import load_checkpoint

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from dra_export import engine_runner, parity_artifacts
 from dra_export.cli import main
-from dra_export.parity_artifacts import InRange, engines_of
+from dra_export.engine import runner as engine_runner
+from dra_export.parity import artifacts as parity_artifacts
+from dra_export.parity.artifacts import InRange, engines_of
 from dra_runtime.encoder import Encoder
 from dra_runtime.engine_file import BuildOptions, EngineSidecar, Proof, Target, with_plan, write_sidecar
 from dra_runtime.engine_host import TENSORRT_RTX, Gpu, Host

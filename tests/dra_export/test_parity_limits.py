@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dra_export.parity_graphs import Difference
-from dra_export.parity_limits import LIMITS, Limits, limits_of, misses
+from dra_export.parity.graphs import Difference
+from dra_export.parity.limits import LIMITS, Limits, limits_of, misses
 from dra_runtime.bundle import Bundle
 
 

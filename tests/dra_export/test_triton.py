@@ -15,9 +15,9 @@ from pbtxt import only, parse
 from plan_stand_ins import write_engines
 
 import dra_runtime as dra
-from dra_export import triton_models
 from dra_export.cli import main
-from dra_export.triton import RepositoryOptions, write_repository
+from dra_export.triton import models as triton_models
+from dra_export.triton.repository import RepositoryOptions, write_repository
 from dra_runtime.engine_file import BuildOptions
 
 PARTS = ("image_encoder", "text_encoder", "compositor", "reranker")
@@ -37,7 +37,7 @@ def model_file():
     """The file model.py, loaded as the server loads it, with a stand-in for what only the server has."""
     server = types.ModuleType("triton_python_backend_utils")
     sys.modules[server.__name__] = server
-    from dra_export.triton_models import model
+    from dra_export.triton.models import model
 
     yield model
     del sys.modules[server.__name__], sys.modules[model.__name__]
@@ -259,7 +259,7 @@ def test_what_is_half_written_goes_when_it_is_interrupted(tiny_bundle, tmp_path,
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dra_export.triton._write_warmups", interrupted)
+    monkeypatch.setattr("dra_export.triton.repository._write_warmups", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_repository(tiny_bundle, tmp_path / "r")
     assert list(tmp_path.iterdir()) == []

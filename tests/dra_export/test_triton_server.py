@@ -27,7 +27,7 @@ from pbtxt import parse
 from plan_stand_ins import write_engines
 
 import dra_runtime as dra
-from dra_export.triton import RepositoryOptions, write_repository
+from dra_export.triton.repository import RepositoryOptions, write_repository
 
 pytestmark = [
     pytest.mark.slow,

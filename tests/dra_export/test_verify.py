@@ -15,10 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dra_export.cli import main
 from dra_export.graphs import graphs_of
-from dra_export.half import first_islands, half_from_float
+from dra_export.half.convert import first_islands, half_from_float
 from dra_export.onnx_from_model import write_onnx, write_query_onnx
-from dra_export.parity_ranks import Answers, compare_ranks
-from dra_export.parity_reference import reference_from_model
+from dra_export.parity.ranks import Answers, compare_ranks
+from dra_export.parity.reference import reference_from_model
 from dra_runtime.bundle import Bundle, bundle_id_of
 from dra_train.checkpoint import load_checkpoint
 from dra_train.data import Dataset, builtin_dataset, load_cirr

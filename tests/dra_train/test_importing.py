@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from dra_export.bundle_writer import write_bundle
-from dra_export.parity import verify
+from dra_export.parity.verify import verify
 from dra_runtime.console import command_group
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import CheckpointError, DraError, UsageError

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dra_export.parity_graphs import Difference
+from dra_export.parity.graphs import Difference
 from dra_runtime.manifest import Manifest
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from dra_export.half import types_of
+from dra_export.half.convert import types_of
 
 _HALF, _FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 

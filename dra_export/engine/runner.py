@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dra_export.tensorrt_api import Library, engine_from_plan, load_library
+from dra_export.engine.tensorrt_api import Library, engine_from_plan, load_library
 from dra_runtime.engine_file import EngineSidecar, Profile, check_plan
 from dra_runtime.engine_host import this_host
 from dra_runtime.errors import BackendError, EngineError, UsageError

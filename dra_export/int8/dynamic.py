@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from dra_export.int8_graph import add_weights, without_weights
+from dra_export.int8.graph import add_weights, without_weights
 
 
 def dynamic_int8(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -11,8 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from dra_export.int8_graph import add_weights, without_weights
-from dra_export.int8_session import open_session, pixel_batches
+from dra_export.int8.graph import add_weights, without_weights
+from dra_export.int8.session import open_session, pixel_batches
 from dra_runtime.console import progress
 from dra_runtime.preprocess import Preprocess
 

@@ -15,9 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from dra_export.half import HALF_MAX, Islands, consumers_of, first_islands, group_islands, half_from_float, half_share
-from dra_export.half_emulation import emulation_from_half
-from dra_export.headroom import Inputs, largest_activations
+from dra_export.half.convert import (
+    HALF_MAX,
+    Islands,
+    consumers_of,
+    first_islands,
+    group_islands,
+    half_from_float,
+    half_share,
+)
+from dra_export.half.emulation import emulation_from_half
+from dra_export.half.headroom import Inputs, largest_activations
 from dra_export.onnx_from_model import ExportError
 from dra_export.onnx_session import open_model
 
@@ -56,7 +64,7 @@ class HalfGraph:
 
 
 def half_from_real_inputs(name: str, model: onnx.ModelProto, batches: Sequence[Inputs]) -> HalfGraph:
-    """Convert a float32 graph, checked on real inputs by emulation (`dra_export.half_emulation`).
+    """Convert a float32 graph, checked on real inputs by emulation (`dra_export.half.emulation`).
 
     Raises
     ------

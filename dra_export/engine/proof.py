@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dra_export.tensorrt_api import Layer
+from dra_export.engine.tensorrt_api import Layer
 from dra_runtime.engine_file import Inspected, Island, Proof
 from dra_runtime.errors import PrecisionError
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from dra_export.int8_session import pixel_batches
+from dra_export.int8.session import pixel_batches
 from dra_runtime.console import progress
 from dra_runtime.encoder import COMPOSE_BATCH, TEXT_BATCH, TEXT_BUCKET
 from dra_runtime.preprocess import Preprocess

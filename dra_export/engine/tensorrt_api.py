@@ -58,7 +58,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to build: see `dra_export.engine.EngineOptions`; ``timing_cache`` holds what earlier builds measured."""
+    """How to build: see `dra_export.engine.build.EngineOptions`.
+
+    ``timing_cache`` holds what earlier builds measured.
+    """
 
     targets: tuple[str, ...] = ()
     workspace: int | None = None

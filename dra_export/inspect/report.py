@@ -1,4 +1,4 @@
-"""Lay out what `dra_export.describe_artifact` found as text."""
+"""Lay out what `dra_export.inspect.artifact` found as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lay out what `dra_export.parity` found as text."""
+"""Lay out what `dra_export.parity.verify` found as text."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-from dra_export.triton_config import ANY, ModelConfig, Tensor, Warmup, config_text
-from dra_export.triton_engines import Engine, engines_of
-from dra_export.triton_warmup import Sample, warmup_files, warmup_samples
+from dra_export.triton.config import ANY, ModelConfig, Tensor, Warmup, config_text
+from dra_export.triton.engines import Engine, engines_of
+from dra_export.triton.warmup import Sample, warmup_files, warmup_samples
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import UsageError
 from dra_runtime.manifest import MANIFEST, GraphSpec, TensorSpec
@@ -112,7 +112,7 @@ def _fill(folder: Path, encoder: Encoder, options: RepositoryOptions) -> list[Se
         version.mkdir(parents=True)
         shutil.copyfile(bundle.path / MANIFEST, version / MANIFEST)
         if model.backend == PYTHON:
-            template = files("dra_export.triton_models").joinpath("model.py")
+            template = files("dra_export.triton.models").joinpath("model.py")
             (version / "model.py").write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
         if model is front:
             shutil.copyfile(bundle.file(manifest.tokenizer.merges), version / manifest.tokenizer.merges)

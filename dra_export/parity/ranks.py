@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dra_export.parity_graphs import Advance, OpenEncoder
-from dra_export.parity_reference import Array, Reference
+from dra_export.parity.graphs import Advance, OpenEncoder
+from dra_export.parity.reference import Array, Reference
 from dra_train.evaluate import BLOCK_SCORES
 from dra_train.metrics import Columns, Ranks, join_ranks, measure, rank_answers, ranked_names
 

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from dra_export.int8_graph import FOLLOWERS, add_weights, fused_activations, quantizable_nodes, without_weights
+from dra_export.int8.graph import FOLLOWERS, add_weights, fused_activations, quantizable_nodes, without_weights
 
 Ranges = Mapping[str, tuple[float, float]]  #: smallest and largest value of a tensor, by name
 # Between two pairs ONNX Runtime quantises the weights of these by itself, and coarsely: one scale for all channels. A

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from dra_export.int8_dynamic import dynamic_int8
-from dra_export.int8_graph import Block
-from dra_export.int8_measure import (
+from dra_export.int8.dynamic import dynamic_int8
+from dra_export.int8.graph import Block
+from dra_export.int8.measure import (
     Array,
     Speed,
     Split,
@@ -25,8 +25,8 @@ from dra_export.int8_measure import (
     speed_of,
     text_features,
 )
-from dra_export.int8_session import open_session, pixel_batches
-from dra_export.int8_tower import Tower, by_sensitivity, calibrated_tower
+from dra_export.int8.session import open_session, pixel_batches
+from dra_export.int8.tower import Tower, by_sensitivity, calibrated_tower
 from dra_train.data import Dataset
 from dra_train.model import DRA
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dra_export.parity_reference import Array, Reference
+from dra_export.parity.reference import Array, Reference
 from dra_runtime.encoder import Encoder, Pixels
 from dra_runtime.errors import BackendError
 from dra_runtime.preprocess import Preprocess, open_image

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import dra_runtime
-from dra_export.engine_proof import declared_islands, proof_of, require_half, require_half_layers
-from dra_export.tensorrt_api import (
+from dra_export.engine.proof import declared_islands, proof_of, require_half, require_half_layers
+from dra_export.engine.tensorrt_api import (
     Fraction,
     Library,
     Settings,
@@ -104,7 +104,7 @@ def engine_from_onnx(
     half
         Whether it must come out as half precision; checked before the time is spent.
     islands
-        The nodes that stay float32 then, with their reasons; see `dra_export.engine_proof.proof_of`.
+        The nodes that stay float32 then, with their reasons; see `dra_export.engine.proof.proof_of`.
     told
         Is told how much is done.
 

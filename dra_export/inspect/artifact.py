@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dra_export.artifact_kind import BUNDLE, CHECKPOINT, GALLERY, ONNX, kind_of
+from dra_export.inspect.kind import BUNDLE, CHECKPOINT, GALLERY, ONNX, kind_of
 from dra_runtime.bundle import Bundle
 from dra_runtime.engine_file import (
     check_host,
@@ -47,7 +47,7 @@ def describe(path: Path, host: Host | None = None) -> dict[str, Any]:
     if kind == BUNDLE:
         return values | _bundle(path, host)
     if kind == ONNX:
-        from dra_export.describe_onnx import describe_onnx
+        from dra_export.inspect.onnx_file import describe_onnx
 
         return values | describe_onnx(path) | {"bundle": _bundle_around(path), "runs": backends()}
     return values | (_gallery(path) if kind == GALLERY else describe_plan(path, host or this_host()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dra_export.parity_artifacts import (
+from dra_export.parity.artifacts import (
     ENGINES,
     Artifact,
     bundle_artifact,
@@ -12,10 +12,10 @@ from dra_export.parity_artifacts import (
     engine_artifact,
     engines_of,
 )
-from dra_export.parity_graphs import BATCH_SIZES, Difference, compare_graphs, steps
-from dra_export.parity_limits import misses
-from dra_export.parity_ranks import answer, compare_ranks
-from dra_export.parity_reference import Reference, reference_from_model
+from dra_export.parity.graphs import BATCH_SIZES, Difference, compare_graphs, steps
+from dra_export.parity.limits import misses
+from dra_export.parity.ranks import answer, compare_ranks
+from dra_export.parity.reference import Reference, reference_from_model
 from dra_runtime.console import progress
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import BackendError, BundleError, EngineError

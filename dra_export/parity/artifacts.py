@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dra_export.parity_limits import LIMITS, Limits, limits_of
+from dra_export.parity.limits import LIMITS, Limits, limits_of
 from dra_runtime.encoder import Encoder
 from dra_runtime.engine_file import EngineSidecar, check_host, check_plan_bytes, read_sidecar, rebuild_command
 from dra_runtime.engine_host import Host, this_host
@@ -87,7 +87,7 @@ def emulated_artifact(encoder: Encoder) -> Artifact | None:
 def _write_emulation(half: Path, path: Path) -> None:
     import onnx
 
-    from dra_export.half_emulation import emulation_from_half
+    from dra_export.half.emulation import emulation_from_half
 
     onnx.save(emulation_from_half(onnx.load(str(half))), path)
 
@@ -102,7 +102,7 @@ def engine_artifact(encoder: Encoder, key: str, plans: Mapping[Path, EngineSidec
     EngineError
         A plan can't be opened.
     """
-    from dra_export.engine_runner import open_engine
+    from dra_export.engine.runner import open_engine
 
     by_graph = {sidecar.graph: (plan, sidecar.build) for plan, sidecar in plans.items()}
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from dra_export.half import types_of
+from dra_export.half.convert import types_of
 from dra_export.onnx_session import open_model
 
 Inputs = dict[str, npt.NDArray[Any]]

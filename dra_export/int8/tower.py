@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from dra_export.int8_calibrate import Extremes, extremes_of
-from dra_export.int8_dynamic import dynamic_int8
-from dra_export.int8_graph import Block, blocks_of
-from dra_export.int8_measure import Array, cosines, image_features
-from dra_export.int8_session import open_session
-from dra_export.int8_static import Ranges, quantized_tensors, static_int8
+from dra_export.int8.calibrate import Extremes, extremes_of
+from dra_export.int8.dynamic import dynamic_int8
+from dra_export.int8.graph import Block, blocks_of
+from dra_export.int8.measure import Array, cosines, image_features
+from dra_export.int8.session import open_session
+from dra_export.int8.static import Ranges, quantized_tensors, static_int8
 from dra_runtime.console import progress
 from dra_runtime.preprocess import Preprocess
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from dra_export.half_repair import half_from_real_inputs
+from dra_export.half.repair import half_from_real_inputs
 from dra_export.onnx_from_model import check_onnx, shape_of
 from dra_export.onnx_save import save_onnx
 from dra_export.real_inputs import real_inputs

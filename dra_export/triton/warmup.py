@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dra_export.triton_config import Warmup
+from dra_export.triton.config import Warmup
 from dra_runtime.encoder import Encoder
 
 Sample = Mapping[str, npt.NDArray[Any]]  #: a value for every input, without batch dimension

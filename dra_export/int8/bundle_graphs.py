@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dra_export.int8_cpu import cpu_features
-from dra_export.int8_search import MIN_SPEEDUP, PARTS, Search, Trial, best_of
+from dra_export.int8.cpu import cpu_features
+from dra_export.int8.search import MIN_SPEEDUP, PARTS, Search, Trial, best_of
 from dra_export.onnx_from_model import ExportError
 from dra_runtime.errors import UsageError
 from dra_runtime.files import write_bytes

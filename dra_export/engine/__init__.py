@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX engines from a bundle, and the proof of their precision."""

@@ -1,0 +1,1 @@
+"""FP16: graphs that compute in half precision, and the proof that they may."""

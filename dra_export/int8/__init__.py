@@ -1,0 +1,1 @@
+"""INT8 for CPUs: the fastest set of parts that keeps the recall."""

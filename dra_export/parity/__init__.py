@@ -1,0 +1,1 @@
+"""Bundles and engines on disk compared with PyTorch float32."""
