@@ -20,12 +20,12 @@ import numpy as np
 import onnx
 
 from dra_bench.environment import environment
-from dra_export.engine import EngineOptions, engine_from_onnx, profiles_of
+from dra_export.engine.build import EngineOptions, engine_from_onnx, profiles_of
+from dra_export.engine.tensorrt_api import Settings, load_library
 from dra_export.graphs import Graph, graphs_of
-from dra_export.half import first_islands, half_from_float
+from dra_export.half.convert import first_islands, half_from_float
 from dra_export.onnx_from_model import OPSET, shape_of, write_onnx
 from dra_export.onnx_save import save_onnx
-from dra_export.tensorrt_api import Settings, load_library
 from dra_runtime.console import table, track
 from dra_runtime.engine_host import TENSORRT_RTX, this_host
 from dra_runtime.errors import DraError, EngineError

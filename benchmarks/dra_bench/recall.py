@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dra_bench.figures import percent, recall_name
-from dra_export.parity import compare_recall
+from dra_export.parity.verify import compare_recall
 from dra_runtime.console import table
 from dra_runtime.encoder import Encoder
 from dra_train.data import Dataset
