@@ -105,7 +105,7 @@ def test_ranges_from_blank_images_are_found_out(
         Image.new("RGB", (64, 64), (127, 127, 127)).save(blank[-1])
     result = quantize_graphs(paths, model, Int8Options(blank, split, LIMIT, threads=1))
     worst = next(t for t in result["tried"] if t["int8"] == ["image_encoder"] and t["float32_blocks"] == 0)
-    assert worst["change"] > 1.5 * LIMIT
+    assert worst["change"] > LIMIT
     assert not worst["within"]
     assert result["sensitivity"]  # it has tried to mend it with float32 blocks
     assert len(result["float32_blocks"]) >= 4

@@ -35,7 +35,7 @@ SETTINGS = (
     "stage3.batch_size=9",
     "loss.near_misses=10",  # all wrong answers that there are, so that nothing is drawn
     "validation.split=val",
-    "validation.metric=R@1",
+    "validation.metric=R@5",
 )
 
 
