@@ -54,6 +54,14 @@ two layers without residuals; its attention is nearly even ([attention.md](atten
 compares two means more than two pictures. No experiment here tells these causes apart. A larger tower with a trained
 TAC, on photographs, may do otherwise: `dra-train evaluate ckpt.pt --rerank 20` measures it."""
 
+LOWERED = ("demo", "RN50x4")  #: the models that are exported in all precisions
+PRECISION = """\
+Each bundle on disk against PyTorch float32: smallest cosine of image features, text features and whole queries; for the
+demo model recall on the whole validation split, the worst and the best change of any recall in points, and how much of
+the first ten answers is the same. One query is 0.06 points. `verify` judges losses ([verify.md](verify.md)). RN50x4 has
+random weights, so its recall would mean nothing, and INT8's limit on the loss of recall decides nothing there: what its
+figures show is speed, size and cosine."""
+
 LATENCY = """\
 PyTorch eager float32 and the bundle take turns in one run on the same threads; each call starts at preprocessed pixels
 or a text and ends at a numpy vector. "by id" is a query whose reference is already in the gallery: its image is not
@@ -112,6 +120,7 @@ def results_page(results: dict[str, Any], machine: str) -> str:
         FAITHFULNESS,
         parity_table(results),
         recall_parity(results),
+        *precisions(results),
         "## Latency",
         LATENCY,
     ]
@@ -228,22 +237,120 @@ def edits_table(results: dict[str, Any]) -> str:
 
 def parity_table(results: dict[str, Any]) -> str:
     """Return each graph's smallest cosine and number of pairs, for every model."""
-    names = list(results["demo-verify"]["graphs"])
+    names = list(verified(results, "demo")["graphs"])
     rows = []
     for model, title in MODELS.items():
-        graphs = results[f"{model}-verify"]["graphs"]
-        rows.append(
-            [
-                f"{title}, {results[f'{model}-verify']['queries']} queries",
-                *(cosine(graphs[n]["min_cosine"]) for n in names),
-            ]
-        )
+        result = verified(results, model)
+        cosines = [cosine(result["graphs"][n]["min_cosine"]) for n in names]
+        rows.append([f"{title}, {result['queries']} queries", *cosines])
     return table(["smallest cosine", *names], rows)
+
+
+def verified(results: dict[str, Any], model: str, precision: str = "fp32") -> dict[str, Any]:
+    """Return what verify found for a model's bundle of one precision."""
+    found = results[f"{model}-verify"]
+    return next(r for r in (found if isinstance(found, list) else [found]) if r["precision"] == precision)
+
+
+def precisions(results: dict[str, Any]) -> list[str]:
+    """Return the section on FP16, INT8 and engines."""
+    engines = results["RN50x4-engines"]["sidecars"]["query"]
+    return [
+        "## Precision",
+        PRECISION,
+        precision_table(results),
+        "`half emulated` is the FP16 bundle with every half value rounded, which a CPU doesn't do by itself. What "
+        "became INT8, and what stayed float32:",
+        table(["INT8", "part", "", "times as fast as float32"], int8_rows(results)),
+        "Exports, on the same two cores:",
+        table(["export", "files", "seconds", "memory at the peak"], export_rows(results)),
+        f"FP16 engines, built without a GPU by {engines['library']} {engines['library_version']} for compute "
+        f"capability {', '.join(engines['target']['compute_capabilities'])} and run on none: the share of half among "
+        "the network's floating-point tensors, and with the declared float32 islands set aside.",
+        table(["engine", "plan", "half", "islands aside", "float32 islands"], engine_rows(results)),
+        ". ".join(
+            f"All engines of {MODELS[model]}: {results[f'{model}-engines']['seconds']:.0f} s, "
+            f"{results[f'{model}-engines']['peak_memory_mb'] / 1024:.1f} GB of memory at the peak"
+            for model in LOWERED
+        )
+        + ".",
+    ]
+
+
+def precision_table(results: dict[str, Any]) -> str:
+    """Return cosines, recall and overlap of every artifact of the models that exist in all precisions."""
+    rows = []
+    for model in LOWERED:
+        for precision in ("fp32", "fp16", "int8"):
+            result = verified(results, model, precision)
+            for name, found in ((precision, result), *((f"fp16, {v['name']}", v) for v in result["variants"])):
+                graphs, recall = found["graphs"], found["recall"]
+                shown = ["", "", "", ""]
+                if recall:
+                    changes = [recall["candidate"][k] - recall["reference"][k] for k in recall["reference"]]
+                    shown = [
+                        f"{recall['candidate']['R@1']:.2f}",
+                        f"{min(changes):+.2f}",
+                        f"{max(changes):+.2f}",
+                        f"{recall['top10_overlap']:.2f}",
+                    ]
+                parts = [f"{graphs[n]['min_cosine']:.5f}" for n in ("image_encoder", "text_encoder", "encode_queries")]
+                rows.append([f"{MODELS[model]}: {name}", *parts, *shown, "passed" if found["passed"] else "missed"])
+    return table(
+        ["bundle", "image", "text", "query", "R@1", "worst change", "best change", "first ten in common %", "verify"],
+        rows,
+    )
+
+
+def int8_rows(results: dict[str, Any]) -> list[list[str]]:
+    """Return each part of the INT8 bundles: what became of it and how fast it is."""
+    rows = []
+    for model in LOWERED:
+        measured = results[f"{model}-export-int8"]["measured"]
+        for part, why in measured["parts"].items():
+            speed = measured["host"]["speed"].get(part)
+            rows.append([MODELS[model], part, why, f"{speed['speedup']:.2f}×" if speed else ""])
+    return rows
+
+
+def export_rows(results: dict[str, Any]) -> list[list[str]]:
+    """Return size, time and memory of every export."""
+    return [
+        [
+            f"{MODELS[model]}, {precision}",
+            f"{sum(export['graph_bytes'].values()) / 1e6:.0f} MB",
+            f"{export['seconds']:.0f}",
+            f"{export['peak_memory_mb'] / 1024:.1f} GB",
+        ]
+        for model in LOWERED
+        for precision in ("fp32", "fp16", "int8")
+        for export in [results[f"{model}-export-{precision}"]]
+    ]
+
+
+def engine_rows(results: dict[str, Any]) -> list[list[str]]:
+    """Return size and share of half of every engine."""
+    rows = []
+    for model in LOWERED:
+        for graph, sidecar in results[f"{model}-engines"]["sidecars"].items():
+            proof = sidecar["proof"]
+            half, single = proof["half_tensors"], proof["float_tensors"]
+            islands = sum(len(island["layers"]) for island in proof["islands"])
+            rows.append(
+                [
+                    f"{MODELS[model]}, {graph}",
+                    f"{sidecar['plan']['size'] / 1e6:.0f} MB",
+                    f"{half / (half + single):.0%}",
+                    f"{half / (half + single - islands):.0%}",
+                    str(islands),
+                ]
+            )
+    return rows
 
 
 def recall_parity(results: dict[str, Any]) -> str:
     """Say how the demo bundle's answers differ from PyTorch's."""
-    recall = results["demo-verify"]["recall"]
+    recall = verified(results, "demo")["recall"]
     equal = "equal" if recall["reference"] == recall["candidate"] else "NOT equal"
     return (
         f"Recall of the demo bundle and of PyTorch on the whole validation split: {equal} at every K "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from pathlib import Path
@@ -52,7 +53,7 @@ from dra_runtime.manifest import OPTIONAL_GRAPHS, REQUIRED_GRAPHS
     help="Build this graph only; repeatable. Default: all of the bundle.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace engines that are already there.")
-@click.option("--json", "as_json", is_flag=True, help="Print the sidecars as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: time, memory and the sidecars.")
 def engine_command(
     bundle: Path,
     backend: str | None,
@@ -98,7 +99,13 @@ def engine_command(
         click.echo(f"error: {error}", err=True)
         sys.exit(FOUND_WANTING)
     if as_json:
-        click.echo(json.dumps({str(path): sidecar_to_dict(sidecar) for path, sidecar in built.items()}, indent=2))
+        result = {
+            "engines": f"{bundle.name}/{next(iter(built)).parent.relative_to(bundle).as_posix()}",
+            "seconds": round(time.perf_counter() - start, 1),
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "sidecars": {sidecar.graph: sidecar_to_dict(sidecar) for sidecar in built.values()},
+        }
+        click.echo(json.dumps(result, indent=2))
         return
     click.echo(engines_table(list(built.values())))
     folder, one = next(iter(built)).parent, next(iter(built.values()))

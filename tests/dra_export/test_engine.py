@@ -122,9 +122,11 @@ def test_json_is_the_sidecars(tiny_half_bundle: Path, tmp_path: Path) -> None:
     bundle = shutil.copytree(tiny_half_bundle, tmp_path / "bundle")
     result = run("engine", bundle, "--graph", "compositor", "--graph", "reranker", "--json")
     values = json.loads(result.stdout)
-    assert [Path(path).name for path in values] == ["compositor.plan", "reranker.plan"]
-    for path, sidecar in values.items():
-        assert sidecar == json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
+    assert list(values["sidecars"]) == ["compositor", "reranker"]
+    assert values["seconds"] > 0
+    for graph, sidecar in values["sidecars"].items():
+        path = tmp_path / values["engines"] / f"{graph}.plan.json"
+        assert sidecar == json.loads(path.read_text(encoding="utf-8"))
         assert sidecar["target"]["compute_capabilities"] == []  # no target: all from 8.0
 
 
