@@ -31,7 +31,7 @@ from dra_runtime.bundle import Bundle, FileEntry, GraphSpec, Manifest, TensorSpe
 from dra_runtime.console import progress
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import UsageError
-from dra_runtime.files import write_json
+from dra_runtime.files import replace_folder, write_json
 from dra_runtime.manifest import MANIFEST, SELFTEST, manifest_to_dict, schema_version_of
 from dra_runtime.selfcheck import require_selfcheck
 from dra_train.checkpoint import Checkpoint
@@ -84,7 +84,7 @@ def write_bundle(
         work.mkdir(parents=True)
         _fill(work, checkpoint, precision, lower, image_input)
         require_selfcheck(Encoder.open(work))
-        _put_in_place(work, out)
+        replace_folder(work, out)
     except OSError as error:
         raise UsageError(f"{out} can't be written: {error.strerror or error}; choose another place with -o") from error
     finally:
@@ -171,21 +171,6 @@ def _file_entry(path: Path) -> FileEntry:
 def _plain(values: Any) -> Any:
     """Return ``values`` as JSON would read them back: tuples as lists, so that hashes agree."""
     return json.loads(json.dumps(values))
-
-
-def _put_in_place(work: Path, out: Path) -> None:
-    """Rename ``work`` to ``out``; the bundle that stood there goes last, or comes back."""
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    replaced = out.exists()
-    if replaced:
-        out.rename(old)
-    try:
-        work.rename(out)
-    except OSError:
-        if replaced:
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_target(out: Path, overwrite: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 from dra_runtime.errors import UsageError
@@ -43,3 +44,18 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"{path} can't be written: {error.strerror or error}; check the folder") from error
+
+
+def replace_folder(work: Path, out: Path) -> None:
+    """Rename the folder ``work`` to ``out``; what stood there goes last, or comes back when that fails."""
+    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    replaced = out.exists()
+    if replaced:
+        out.rename(old)
+    try:
+        work.rename(out)
+    except OSError:
+        if replaced:
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -20,6 +20,7 @@ from dra_export.triton.engines import Engine, engines_of
 from dra_export.triton.warmup import Sample, warmup_files, warmup_samples
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import UsageError
+from dra_runtime.files import replace_folder
 from dra_runtime.manifest import MANIFEST, GraphSpec, TensorSpec
 from dra_runtime.selfcheck import require_selfcheck
 
@@ -85,7 +86,7 @@ def write_repository(
     try:
         work.mkdir(parents=True)
         served = _fill(work, encoder, options or RepositoryOptions())
-        _put_in_place(work, out)
+        replace_folder(work, out)
     except OSError as error:
         raise UsageError(f"{out} can't be written: {error.strerror or error}; choose another place with -o") from error
     finally:
@@ -174,18 +175,3 @@ def _check_target(out: Path, overwrite: bool) -> None:
         raise UsageError(f"{out} exists and is no model repository of dra-export triton; choose another place with -o")
     if not overwrite:
         raise UsageError(f"{out} exists; choose another place with -o, or replace it with --overwrite")
-
-
-def _put_in_place(work: Path, out: Path) -> None:
-    """Rename ``work`` to ``out``; the repository that stood there goes last, or comes back."""
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    replaced = out.exists()
-    if replaced:
-        out.rename(old)
-    try:
-        work.rename(out)
-    except OSError:
-        if replaced:
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
