@@ -58,7 +58,9 @@ def verify_bundle(reference: Reference, encoder: Encoder, preprocess: Preprocess
         notes.append(_CPU_HALF)
     engines = engines_of(encoder)
     missed += engines.broken
-    notes += [f"not run: {line}" for line in engines.not_run]
+    path = encoder.bundle.path.resolve()
+    # The result goes into files that others read: they have other folders
+    notes += [f"not run: {line}".replace(str(path), path.name) for line in engines.not_run]
     for key, plans in engines.usable.items():
         try:
             engine = engine_artifact(encoder, key, plans)
