@@ -112,7 +112,7 @@ def test_engines_that_cannot_run_here_get_one_note(
     [note] = result["notes"]
     assert note.startswith("not run: ")
     assert reason in note
-    assert f"dra-export engine {bundle} --backend" in note
+    assert f"dra-export engine {bundle.name} --backend" in note
     assert "--graph" not in note  # one command for the five
     assert note.endswith("(5 plans)")
 

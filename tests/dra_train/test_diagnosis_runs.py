@@ -97,7 +97,7 @@ def test_a_run_that_learns_wrong_answers_by_heart_over_fits(
         replace(q, target=chance.choice([n for n in names if n not in (q.target, q.reference)])) if i in wrong else q
         for i, q in enumerate(data.queries)
     )
-    quiet = ("model.dropout=0.0", "loss.feature_noise=0", "loss.logit_scale=10", "stage1.epochs=8", "stage2.epochs=30")
+    quiet = ("model.dropout=0.0", "loss.feature_noise=0", "loss.logit_scale=10", "stage1.epochs=8", "stage2.epochs=60")
     rates = ("stage1.learning_rate=3e-3", "stage2.learning_rate=3e-3")
     watched = ("validation.split=val", "validation.metric=R@1")
     said = findings((*SMALL, *quiet, *rates, *watched), replace(data, queries=queries), val)
