@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from dra_export.onnx_from_model import ExportError
+from dra_export.onnx_graph import consumers_of
 
 HALF_MAX = 65_504.0  #: the largest finite half number
 
@@ -91,15 +92,6 @@ def half_share(model: onnx.ModelProto) -> float:
     given += [tensor.data_type for tensor in model.graph.initializer]
     half, single = given.count(TensorProto.FLOAT16), given.count(TensorProto.FLOAT)
     return half / max(1, half + single)
-
-
-def consumers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
-    """Return the nodes that take each value."""
-    consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-    for node in graph.node:
-        for name in node.input:
-            consumers[name].append(node)
-    return consumers
 
 
 class _Conversion:

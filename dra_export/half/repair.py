@@ -18,7 +18,6 @@ import onnx
 from dra_export.half.convert import (
     HALF_MAX,
     Islands,
-    consumers_of,
     first_islands,
     group_islands,
     half_from_float,
@@ -27,6 +26,7 @@ from dra_export.half.convert import (
 from dra_export.half.emulation import emulation_from_half
 from dra_export.half.headroom import Inputs, largest_activations
 from dra_export.onnx_from_model import ExportError
+from dra_export.onnx_graph import consumers_of
 from dra_export.onnx_session import open_model
 
 LEAST_TIMES = 4.0  #: headroom: other images may excite a value a few times as much as those that were measured

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx
+
+from dra_export.onnx_graph import consumers_of
 
 ACTIVATIONS = ("Relu", "Clip")
 # What ONNX Runtime computes on 8 bits between convolutions; leaving one out would leave INT8 at each of them.
@@ -42,15 +44,6 @@ def add_weights(model: onnx.ModelProto, source: onnx.ModelProto, new: Sequence[o
     infos = [info for info in graph.value_info if info.name in made]
     del graph.value_info[:]
     graph.value_info.extend(infos)
-
-
-def consumers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
-    """Return who reads each tensor; a graph's output is read by nobody here."""
-    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-    for node in graph.node:
-        for name in dict.fromkeys(node.input):
-            readers[name].append(node)
-    return readers
 
 
 def quantizable_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
