@@ -264,7 +264,7 @@ def precisions(results: dict[str, Any]) -> list[str]:
         precision_table(results),
         "`half emulated` is the FP16 bundle with every half value rounded, which a CPU doesn't do by itself. What "
         "became INT8, and what stayed float32:",
-        table(["INT8", "part", "", "times as fast as float32"], int8_rows(results)),
+        table(["INT8", "part", "", "limit on recall, points", "times as fast as float32"], int8_rows(results)),
         "Exports, on the same two cores:",
         table(["export", "files", "seconds", "memory at the peak"], export_rows(results)),
         f"FP16 engines, built without a GPU by {engines['library']} {engines['library_version']} for compute "
@@ -315,7 +315,8 @@ def int8_rows(results: dict[str, Any]) -> list[list[str]]:
         measured = results[f"{model}-export-int8"]["measured"]
         for part, why in measured["parts"].items():
             speed = measured["host"]["speed"].get(part)
-            rows.append([MODELS[model], part, why, f"{speed['speedup']:.2f}×" if speed else ""])
+            limit = f"{measured['max_recall_loss']:g}"
+            rows.append([MODELS[model], part, why, limit, f"{speed['speedup']:.2f}×" if speed else ""])
     return rows
 
 

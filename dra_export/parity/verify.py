@@ -65,7 +65,7 @@ def verify_bundle(reference: Reference, encoder: Encoder, preprocess: Preprocess
         try:
             engine = engine_artifact(encoder, key, plans)
         except BackendError as error:
-            notes.append(f"not run: {encoder.bundle.path / ENGINES / key}: {error}")
+            notes.append(f"not run: {path.name}/{ENGINES}/{key}: {error}")
         except EngineError as error:
             missed.append(str(error))
         else:
