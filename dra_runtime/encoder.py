@@ -170,12 +170,56 @@ class Encoder:
         ImageError
             An image can't be used.
         """
-        sources: Iterable[ImageSource] = [images] if _is_one_image(images) else images  # type: ignore[list-item, assignment]
-        batches = []
-        for batch in _batches(sources, IMAGE_BATCH):
-            pixels = np.stack([self.pixels(source) for source in batch])
-            batches.append(self.encode_pixels(pixels)["image_features"])
-        return self._joined(batches)
+        return self._joined([outputs["image_features"] for outputs in self._image_outputs(images)])
+
+    def image_tokens(self, images: ImageSource | Iterable[ImageSource]) -> Features:
+        """Encode what re-ranking compares of images: a vector for each of T places.
+
+        Parameters
+        ----------
+        images
+            As for `encode_images`.
+
+        Returns
+        -------
+        np.ndarray
+            (N, T, D) float32. N is 1 for a single image.
+
+        Raises
+        ------
+        UsageError
+            The bundle has no reranker.
+        ImageError
+            An image can't be used.
+        """
+        from dra_runtime.rerank import token_shape
+
+        shape = token_shape(self._bundle)
+        batches = [outputs["image_tokens"] for outputs in self._image_outputs(images)]
+        return np.concatenate(batches) if batches else np.empty((0, *shape), np.float32)
+
+    def relations(self, reference_tokens: npt.ArrayLike, candidate_tokens: npt.ArrayLike) -> Features:
+        """Relate images with the vision compositor, pair by pair: what a text that leads from one to the other says.
+
+        Parameters
+        ----------
+        reference_tokens, candidate_tokens
+            (N, T, D) as `image_tokens` returns them, in float32 or float16. One reference (1, T, D) goes with all
+            candidates.
+
+        Returns
+        -------
+        np.ndarray
+            relation_features (N, D) float32, not of unit length.
+
+        Raises
+        ------
+        UsageError
+            The bundle has no reranker, the shapes don't fit, or a value is not finite.
+        """
+        from dra_runtime.rerank import relate
+
+        return relate(self, reference_tokens, candidate_tokens)
 
     def pixels(self, image: ImageSource) -> Pixels:
         """Return what the bundle's image encoder takes for one image.
@@ -296,6 +340,12 @@ class Encoder:
         """
         text_features = self.encode_texts(texts)
         return self.compose(self.encode_images(images), text_features)
+
+    def _image_outputs(self, images: ImageSource | Iterable[ImageSource]) -> Iterator[dict[str, Features]]:
+        """Run the image encoder over images, a batch at a time."""
+        sources: Iterable[ImageSource] = [images] if _is_one_image(images) else images  # type: ignore[list-item, assignment]
+        for batch in _batches(sources, IMAGE_BATCH):
+            yield self.encode_pixels(np.stack([self.pixels(source) for source in batch]))
 
     def _joined(self, batches: Sequence[Features]) -> Features:
         return np.concatenate(batches) if batches else np.empty((0, self.dim), np.float32)
