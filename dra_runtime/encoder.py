@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
@@ -16,6 +17,7 @@ from dra_runtime.bundle import Bundle, Integrity
 from dra_runtime.errors import BundleFormatError, TextError, UsageError
 from dra_runtime.preprocess import ImageSource, Preprocess, open_image
 from dra_runtime.sessions import Session, checked_threads, choose_backend, open_onnxruntime_cpu
+from dra_runtime.threads import require_process
 from dra_runtime.tokenizer import Tokenizer
 
 Item = TypeVar("Item")
@@ -32,9 +34,10 @@ MAX_TEXT = 100_000  #: characters; the tokens of a text are cut at 77 anyway
 class Encoder:
     """A bundle, opened for encoding. Make one with `Encoder.open`.
 
-    Safe to share between threads. A graph is loaded when it is first needed: a query by text and id never loads the
-    image encoder. Memory stays the same for any number of inputs, apart from the result. ``sessions`` were opened
-    elsewhere, by name of their graph, and run in place of the bundle's own.
+    Safe to share between threads, not between processes: after a fork the child opens its own. A graph is loaded when
+    it is first needed: a query by text and id never loads the image encoder. Memory stays the same for any number of
+    inputs, apart from the result. ``sessions`` were opened elsewhere, by name of their graph, and run in place of the
+    bundle's own.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._sessions: dict[str, Session] = dict(sessions or {})
         self._lock = threading.Lock()
+        self._process = os.getpid()
 
     @classmethod
     def open(
@@ -142,7 +146,11 @@ class Encoder:
         ------
         UsageError
             The bundle has no such graph.
+        BackendError
+            This process was forked from the one that opened the encoder: the graphs' threads did not come along, and
+            a run would wait for them forever.
         """
+        require_process(self._process, "encoder")
         session = self._sessions.get(graph)
         if session is None:
             with self._lock:
@@ -272,7 +280,21 @@ class Encoder:
         TextError
             A text is empty, blank, or no string.
         """
-        rows = self.tokenize(texts)
+        return self.encode_tokens(self.tokenize(texts))
+
+    def encode_tokens(self, rows: Sequence[Sequence[int]]) -> Features:
+        """Encode texts that were tokenized before.
+
+        Parameters
+        ----------
+        rows
+            N token rows as `tokenize` returns them: from the start to the end token, of any lengths.
+
+        Returns
+        -------
+        np.ndarray
+            (N, D) float32, raw, in the order of the rows.
+        """
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         features = np.empty((len(rows), self.dim), np.float32)
         for group in _by_length(order, [len(row) for row in rows]):

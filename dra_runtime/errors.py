@@ -23,6 +23,9 @@ DraError
 │   └── UnknownIdError        an id that the gallery doesn't hold
 ├── BackendError              the asked-for backend isn't there, or failed
 ├── SelfCheckError            this host doesn't reproduce the exporter's vectors
+├── ServiceError              a query that a service gave up
+│   ├── OverloadedError       too many queries are waiting already
+│   └── DeadlineError         its deadline passed before its turn came
 └── UsageError                arguments that don't fit each other
 """
 
@@ -105,6 +108,18 @@ class BackendError(DraError):
 
 class SelfCheckError(DraError):
     """This host doesn't reproduce the exporter's vectors."""
+
+
+class ServiceError(DraError):
+    """A query that a service gave up, whatever it asked for."""
+
+
+class OverloadedError(ServiceError):
+    """Too many queries are waiting already; ask again later."""
+
+
+class DeadlineError(ServiceError):
+    """A query whose deadline passed before its turn came."""
 
 
 class UsageError(DraError):

@@ -1,9 +1,11 @@
-"""How many threads this process may use: its CPU affinity and its container's CPU quota."""
+"""What threads need to know of their process: how many CPUs it may use, and whether it was forked."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+from dra_runtime.errors import BackendError
 
 
 def available_threads(cgroup_root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> int:
@@ -17,6 +19,29 @@ def available_threads(cgroup_root: Path = Path("/sys/fs/cgroup"), process: Path 
         allowed = os.cpu_count() or 1
     quotas = [*_quotas_v2(cgroup_root, process), *_quotas_v1(cgroup_root, process)]
     return max(1, min([allowed, *(int(quota) for quota in quotas)]))
+
+
+def require_process(opened_by: int, what: str) -> None:
+    """Refuse to use what another process opened.
+
+    Parameters
+    ----------
+    opened_by
+        The process id of whoever opened it.
+    what
+        Its name in the message, such as "encoder".
+
+    Raises
+    ------
+    BackendError
+        This is another process, a fork. Only the forking thread lives on in it: the backend's worker threads don't, so
+        that a call would wait forever.
+    """
+    if os.getpid() != opened_by:
+        raise BackendError(
+            f"this {what} was opened by process {opened_by} and can't be used in process {os.getpid()}, forked from "
+            "it; open one in each worker, after the fork, or start workers by 'spawn'"
+        )
 
 
 def _quotas_v2(root: Path, process: Path) -> list[float]:
@@ -36,7 +61,7 @@ def _quotas_v1(root: Path, process: Path) -> list[float]:
     for line in _lines(process):
         controllers, _, group_path = line.partition(":")[2].partition(":")
         if "cpu" in controllers.split(","):
-            for folder in (root / "cpu", root / "cpu,cpuacct"):
+            for folder in (root / "cpu", root / "cpu,cpuacct", root / "cpuacct,cpu"):
                 for group in _with_parents(folder, group_path):
                     quota, period = (_lines(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
                     quotas += _quotient("".join(quota), "".join(period))
