@@ -207,7 +207,7 @@ def test_unusable_images_and_targets(bundle_path, folder, tmp_path):
 
 def test_a_wrong_target_is_noticed_before_the_work(bundle_path, folder, tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("x")
-    monkeypatch.setattr("dra_runtime.cli.Encoder", None)
+    monkeypatch.setattr("dra_runtime.commands.index.Encoder", None)
     assert_refused(run("index", bundle_path, folder, "-o", tmp_path / "notes.txt"), "no gallery")
 
 

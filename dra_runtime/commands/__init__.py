@@ -1,0 +1,1 @@
+"""The commands of dra-search, one a file."""
