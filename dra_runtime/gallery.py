@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import numpy.typing as npt
 
 from dra_runtime.bundle import Integrity
-from dra_runtime.encoder import IMAGE_BATCH, Encoder, Features, Pixels, checked_features
-from dra_runtime.errors import GalleryError, GalleryMismatchError, ImageError, UsageError
+from dra_runtime.encoder import Encoder, Features, checked_features
+from dra_runtime.errors import GalleryError, GalleryMismatchError, UsageError
 from dra_runtime.folder import images_of_folder
+from dra_runtime.gallery_encode import Progress, check_metadata, checked_images, encode, vectors_of
 from dra_runtime.gallery_file import check_id, read_gallery, write_gallery
+from dra_runtime.metadata import Item, Value, Where, checked_where
 from dra_runtime.preprocess import ImageSource
-from dra_runtime.search import top_k
-from dra_runtime.vectors import Vectors, known_row, merged, row_of, vectors_from_features, without
-
-Progress = Callable[[int, int], None]
-Loaded = Pixels | ImageError
+from dra_runtime.snapshot import Answer, Snapshot, snapshot_of, whole, with_added, without
+from dra_runtime.vectors import Storage, checked_storage, vectors_from_features
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer: the image's id, its cosine with the query, and its place, counted from 1."""
+    """One answer: the image's id, its cosine with the query, its place, counted from 1, and its metadata."""
 
     id: str
     score: float
     rank: int
+    metadata: Mapping[str, Value] = field(default_factory=dict, hash=False)
 
 
 class Gallery:
@@ -42,12 +40,21 @@ class Gallery:
     Attributes
     ----------
     skipped
-        The files that `build` or `add` could not read in a folder, as (name, reason).
+        The files that `build` could not read in a folder, as (name, reason).
     """
 
-    def __init__(self, encoder: Encoder, vectors: Vectors, skipped: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        snapshot: Snapshot,
+        skipped: Sequence[tuple[str, str]] = (),
+        storage: Storage = "float32",
+        tokens: bool = False,
+    ) -> None:
         self._encoder = encoder
-        self._vectors = vectors
+        self._snapshot = snapshot
+        self._storage: Storage = storage
+        self._tokens = tokens
         self._lock = threading.Lock()
         self.skipped = tuple(skipped)
 
@@ -57,6 +64,9 @@ class Gallery:
         encoder: Encoder,
         images: Mapping[str, ImageSource] | str | Path,
         progress: Progress | None = None,
+        metadata: Mapping[str, Item] | None = None,
+        storage: Storage = "float32",
+        tokens: bool = False,
     ) -> Gallery:
         """Encode images into a new gallery.
 
@@ -68,6 +78,13 @@ class Gallery:
             Images by id, or a folder (see `dra_runtime.folder.images_of_folder` for what it takes and how it names).
         progress
             Called with the number of images done and of all.
+        metadata
+            Flat values by key, by id: what `search` can filter by with ``where``. Images may be without.
+        storage
+            The type of the stored vectors. ``"float16"`` takes half the memory and disk; scores then are exact for the
+            stored vectors, which differ from the encoder's by at most 1 part in 2048.
+        tokens
+            Whether to store the image tokens as well, in float16, for re-ranking without the images.
 
         Returns
         -------
@@ -81,17 +98,28 @@ class Gallery:
             An image of a mapping can't be used.
         GalleryError
             A folder holds no usable image.
+        UsageError
+            The metadata, or another argument, can't be used.
         """
+        checked_storage(storage)
         is_folder = isinstance(images, str | Path)
-        sources: Mapping[str, ImageSource] = images_of_folder(Path(images)) if is_folder else _checked(images)  # type: ignore[arg-type]
-        skipped: list[tuple[str, str]] = []
-        ids, features = _encode(encoder, sources, progress, skipped if is_folder else None)
-        if is_folder and not ids:
-            raise GalleryError(f"{images}: none of its {len(skipped)} images can be read; the first: {skipped[0][1]}")
-        return cls(encoder, vectors_from_features(ids, features), skipped)
+        sources: Mapping[str, ImageSource] = images_of_folder(Path(images)) if is_folder else checked_images(images)  # type: ignore[arg-type]
+        check_metadata(metadata, sources)
+        encoded = encode(encoder, sources, progress, tokens, skip=is_folder)
+        if is_folder and not encoded.ids:
+            reasons = encoded.skipped
+            raise GalleryError(f"{images}: none of its {len(reasons)} images can be read; the first: {reasons[0][1]}")
+        return cls(encoder, snapshot_of(vectors_of(encoded, metadata, storage)), encoded.skipped, storage, tokens)
 
     @classmethod
-    def from_features(cls, encoder: Encoder, ids: Sequence[str], image_features: npt.ArrayLike) -> Gallery:
+    def from_features(
+        cls,
+        encoder: Encoder,
+        ids: Sequence[str],
+        image_features: npt.ArrayLike,
+        metadata: Mapping[str, Item] | None = None,
+        storage: Storage = "float32",
+    ) -> Gallery:
         """Make a gallery of features that were encoded before.
 
         Parameters
@@ -102,6 +130,8 @@ class Gallery:
             N different ids.
         image_features
             (N, D), raw.
+        metadata, storage
+            As `build` takes them.
 
         Raises
         ------
@@ -112,7 +142,10 @@ class Gallery:
         ids = [check_id(name) for name in ids]
         if len(set(ids)) != len(ids) or len(ids) != len(features):
             raise UsageError(f"{len(set(ids))} different ids for {len(features)} vectors; give as many as there are")
-        return cls(encoder, vectors_from_features(ids, features))
+        check_metadata(metadata, ids)
+        items = [metadata.get(name) for name in ids] if metadata else None
+        vectors = vectors_from_features(ids, features, checked_storage(storage), items)
+        return cls(encoder, snapshot_of(vectors), storage=storage)
 
     @classmethod
     def open(cls, path: str | Path, encoder: Encoder, integrity: Integrity = "hash") -> Gallery:
@@ -143,7 +176,8 @@ class Gallery:
                 f"{path} was made with the bundle {header.bundle_id[:16]}, but {encoder.bundle.path} is "
                 f"{encoder.bundle_id[:16]}; index again: dra-search index {encoder.bundle.path} IMAGES -o {path}"
             )
-        return cls(encoder, vectors)
+        storage = checked_storage(str(vectors.unit.dtype))
+        return cls(encoder, snapshot_of(vectors, kept=True), storage=storage, tokens=vectors.tokens is not None)
 
     def save(self, path: str | Path) -> None:
         """Save the gallery, replacing an older gallery of that name but nothing else.
@@ -155,23 +189,50 @@ class Gallery:
         GalleryError
             It can't be written; what stood there before still does.
         """
-        write_gallery(Path(path), self._vectors, self._encoder.bundle_id, self._encoder.bundle.path)
+        snapshot = self._snapshot
+        write_gallery(Path(path), whole(snapshot), self._encoder.bundle_id, self._encoder.bundle.path)
 
     def __len__(self) -> int:
-        return len(self._vectors.ids)
+        return len(self._snapshot)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and row_of(self._vectors.ids, name) is not None
+        return self._snapshot.place(name) is not None
 
     @property
     def ids(self) -> tuple[str, ...]:
         """Return all ids, in ascending order."""
-        return self._vectors.ids
+        return self._snapshot.ids
 
     @property
     def encoder(self) -> Encoder:
         """Return the encoder of the images and queries."""
         return self._encoder
+
+    @property
+    def storage(self) -> Storage:
+        """Return the type of the stored vectors."""
+        return self._storage
+
+    @property
+    def stores_tokens(self) -> bool:
+        """Return whether image tokens are stored."""
+        return self._tokens
+
+    @property
+    def metadata_keys(self) -> tuple[str, ...]:
+        """Return the keys that ``where`` can filter by, in ascending order."""
+        return self._snapshot.keys
+
+    def metadata(self, id: str) -> dict[str, Value]:
+        """Return what was given as an image's metadata; empty where nothing was.
+
+        Raises
+        ------
+        UnknownIdError
+            The gallery doesn't hold the id.
+        """
+        snapshot = self._snapshot
+        return snapshot.item(snapshot.known_place(id))
 
     def features(self, ids: Iterable[str]) -> Features:
         """Return the raw features of images: (N, D) float32.
@@ -181,12 +242,16 @@ class Gallery:
         UnknownIdError
             The gallery doesn't hold an id.
         """
-        vectors = self._vectors
-        rows = [known_row(vectors.ids, name) for name in _several(ids)]
-        features: Features = vectors.unit[rows] * vectors.norms[rows, None]
-        return features
+        snapshot = self._snapshot
+        return snapshot.features([snapshot.known_place(name) for name in _several(ids)], self._encoder.dim)
 
-    def add(self, images: Mapping[str, ImageSource], replace: bool = False, progress: Progress | None = None) -> None:
+    def add(
+        self,
+        images: Mapping[str, ImageSource],
+        replace: bool = False,
+        metadata: Mapping[str, Item] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         """Encode images and add them: all, or none if one fails.
 
         Parameters
@@ -194,7 +259,10 @@ class Gallery:
         images
             Images by id.
         replace
-            Whether ids that the gallery holds already get the new image; otherwise they are an error.
+            Whether ids that the gallery holds already get the new image, and the metadata given here in place of
+            theirs; otherwise they are an error.
+        metadata
+            As `build` takes it, of these images.
         progress
             Called with the number of images done and of all.
 
@@ -205,14 +273,16 @@ class Gallery:
         ImageError
             An image can't be used.
         """
-        sources = _checked(images)
-        _refuse_known(self._vectors.ids, sources, replace)  # before the work, and again after it
-        ids, features = _encode(self._encoder, sources, progress, None)
-        new = vectors_from_features(ids, features)
+        sources = checked_images(images)
+        check_metadata(metadata, sources)
+        _refuse_known(self._snapshot, sources, replace)  # before the work, and again after it
+        encoded = encode(self._encoder, sources, progress, self._tokens, skip=False)
+        new = vectors_of(encoded, metadata, self._storage)
         with self._lock:
-            old = self._vectors
-            _refuse_known(old.ids, ids, replace)
-            self._vectors = merged(without(old, set(ids)), new)
+            old = self._snapshot
+            _refuse_known(old, encoded.ids, replace)
+            places = [place for name in encoded.ids if (place := old.place(name)) is not None]
+            self._snapshot = with_added(without(old, places), new)
 
     def remove(self, ids: Iterable[str]) -> None:
         """Remove images: all of them, or none if an id is unknown.
@@ -224,9 +294,7 @@ class Gallery:
         """
         names = set(_several(ids))
         with self._lock:
-            for name in sorted(names):
-                known_row(self._vectors.ids, name)
-            self._vectors = without(self._vectors, names)
+            self._snapshot = without(self._snapshot, [self._snapshot.known_place(name) for name in sorted(names)])
 
     def search(
         self,
@@ -236,6 +304,7 @@ class Gallery:
         id: str | None = None,
         k: int = 10,
         keep_reference: bool = False,
+        where: Where | None = None,
     ) -> list[Hit]:
         """Find what the reference looks like once changed as the text says.
 
@@ -252,6 +321,8 @@ class Gallery:
         keep_reference
             Whether the reference given by id may be an answer. It is left out otherwise (CIRR's rule), since an image
             is nearly always the nearest to itself.
+        where
+            Answer only with images of this metadata: a value, or a list of allowed ones, by key. All keys must fit.
 
         Returns
         -------
@@ -261,27 +332,31 @@ class Gallery:
         Raises
         ------
         UsageError
-            Not exactly one of ``image`` and ``id``, or ``k`` below 1.
+            Not exactly one of ``image`` and ``id``, ``k`` below 1, or a key of ``where`` that no image has.
         TextError, ImageError, UnknownIdError
             The query can't be used.
         """
         _check_k(k)
         if (image is None) == (id is None):
             raise UsageError("give either image= or id= as the reference, exactly one of them")
-        vectors = self._vectors
-        excluded = -1
+        wanted = None if where is None else checked_where(where)
+        snapshot = self._snapshot
+        place = None if id is None else snapshot.known_place(id)
         text_features = self._encoder.encode_texts([text])
-        if id is not None:
-            row = known_row(vectors.ids, id)
-            image_features = vectors.unit[row : row + 1] * vectors.norms[row]
-            excluded = -1 if keep_reference else row
+        if place is not None:
+            image_features = snapshot.features([place], self._encoder.dim)
         else:
             image_features = self._encoder.encode_images([image])  # type: ignore[list-item]
         query = self._encoder.compose(image_features, text_features)
-        return _hits(vectors, query, k, [excluded])[0]
+        (answers,) = snapshot.search(query, k, [None if keep_reference else place], wanted)
+        return _hits(snapshot, answers)
 
     def search_vectors(
-        self, queries: npt.ArrayLike, k: int = 10, exclude: Sequence[str | None] | None = None
+        self,
+        queries: npt.ArrayLike,
+        k: int = 10,
+        exclude: Sequence[str | None] | None = None,
+        where: Where | None = None,
     ) -> list[list[Hit]]:
         """Find the nearest images of query vectors.
 
@@ -293,6 +368,8 @@ class Gallery:
             How many answers each.
         exclude
             For each query the id that must not be an answer, or None.
+        where
+            As `search` takes it, for all queries.
 
         Returns
         -------
@@ -302,87 +379,33 @@ class Gallery:
         Raises
         ------
         UsageError
-            The shapes don't fit, a vector is zero, or ``k`` is below 1.
+            The shapes don't fit, a vector is zero, ``k`` is below 1, or a key of ``where`` that no image has.
         UnknownIdError
             The gallery doesn't hold an id to exclude.
         """
         _check_k(k)
+        wanted = None if where is None else checked_where(where)
         checked = checked_features(queries, "queries", self._encoder.dim)
         if not checked.any(axis=1).all():
             raise UsageError("a query is all zeros, so it has no direction; compose it again")
-        vectors = self._vectors
+        snapshot = self._snapshot
         if exclude is None:
             exclude = [None] * len(checked)
         if isinstance(exclude, str) or len(exclude) != len(checked):
             raise UsageError(f"{len(exclude)} ids to exclude for {len(checked)} queries; give one for each, or None")
-        return _hits(vectors, checked, k, [-1 if n is None else known_row(vectors.ids, n) for n in exclude])
+        places = [None if name is None else snapshot.known_place(name) for name in exclude]
+        return [_hits(snapshot, answers) for answers in snapshot.search(checked, k, places, wanted)]
 
 
-def _hits(vectors: Vectors, queries: Features, k: int, excluded: Sequence[int]) -> list[list[Hit]]:
-    answers = top_k(vectors.unit, queries, k, np.asarray(excluded, np.int64).reshape(len(queries)))
-    return [
-        [
-            Hit(vectors.ids[row], score, rank)
-            for rank, (row, score) in enumerate(zip(rows.tolist(), scores.tolist(), strict=True), 1)
-        ]
-        for rows, scores in answers
-    ]
+def _hits(snapshot: Snapshot, answers: Sequence[Answer]) -> list[Hit]:
+    return [Hit(name, score, rank, snapshot.item(place)) for rank, (score, name, place) in enumerate(answers, 1)]
 
 
-def _encode(
-    encoder: Encoder,
-    images: Mapping[str, ImageSource],
-    progress: Progress | None,
-    skipped: list[tuple[str, str]] | None,
-) -> tuple[list[str], Features]:
-    """Encode images batch by batch; unusable ones are noted in ``skipped``, or an error where that is None."""
-    from concurrent.futures import ThreadPoolExecutor  # only here, and slow to import
-
-    def load(item: tuple[str, ImageSource]) -> Loaded:
-        try:
-            check_id(item[0])
-            return encoder.pixels(item[1])
-        except UsageError as error:
-            return ImageError(str(error))
-        except ImageError as error:
-            return error
-
-    ids: list[str] = []
-    features = [np.empty((0, encoder.dim), np.float32)]
-    # Decoding runs beside itself, not beside the network: PIL releases the interpreter while it works
-    with ThreadPoolExecutor(encoder.threads) as pool:
-        remaining, done = iter(images.items()), 0
-        while batch := list(islice(remaining, IMAGE_BATCH)):
-            kept: list[Pixels] = []
-            for (name, _), loaded in zip(batch, pool.map(load, batch), strict=True):
-                if not isinstance(loaded, ImageError):
-                    kept.append(loaded)
-                    ids.append(name)
-                elif skipped is None:
-                    raise loaded
-                else:
-                    skipped.append((name, str(loaded)))
-            if kept:
-                features.append(encoder.encode_pixels(np.stack(kept))["image_features"])
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(images))
-    return ids, np.concatenate(features)
-
-
-def _refuse_known(known: tuple[str, ...], ids: Iterable[str], replace: bool) -> None:
+def _refuse_known(snapshot: Snapshot, ids: Iterable[str], replace: bool) -> None:
     if not replace:
         for name in ids:
-            if row_of(known, name) is not None:
+            if snapshot.place(name) is not None:
                 raise UsageError(f"the gallery holds {name!r:.80} already; remove it first, or give replace=True")
-
-
-def _checked(images: Mapping[str, ImageSource]) -> Mapping[str, ImageSource]:
-    if not isinstance(images, Mapping):
-        raise UsageError(f"images is a {type(images).__name__}; give a dict of images by id, or a folder's path")
-    for name in images:
-        check_id(name)
-    return images
 
 
 def _several(ids: Iterable[str]) -> Iterator[str]:

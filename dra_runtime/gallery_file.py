@@ -44,7 +44,7 @@ class Header:
     ids_size: int
 
 
-def write_gallery(path: Path, vectors: Vectors, bundle_id: str, bundle: Path) -> None:
+def write_gallery(path: Path, vectors: Vectors, bundle_id: str, bundle: Path, index: object = None) -> None:
     """Write a gallery file, replacing an older gallery.
 
     Raises

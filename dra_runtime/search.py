@@ -8,13 +8,16 @@ import numpy.typing as npt
 ROWS = 65_536  # rows scored at once
 SCORES = 4_194_304  # scores in memory at once
 
+Ranked = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]  # rows and scores, best first
+
 
 def top_k(
-    unit: npt.NDArray[np.float32],
+    unit: npt.NDArray[np.float32 | np.float16],
     queries: npt.NDArray[np.float32],
     k: int,
     excluded: npt.NDArray[np.int64],
-) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    allowed: npt.NDArray[np.bool_] | None = None,
+) -> list[Ranked]:
     """Find the k nearest rows of each query.
 
     A float32 matrix product finds the candidates. Its last bits depend on a row's place and on the batch, so two equal
@@ -31,6 +34,8 @@ def top_k(
         At least 1.
     excluded
         (Q,) the row that must not answer each query, or -1.
+    allowed
+        (N,) which rows may answer any query; None for all.
 
     Returns
     -------
@@ -45,24 +50,27 @@ def top_k(
     answers = []
     for first in range(0, len(queries), chunk):
         part = slice(first, first + chunk)
-        candidates = _candidates(unit, wide[part].astype(np.float32), k, excluded[part], margin)
+        candidates = _candidates(unit, wide[part].astype(np.float32), k, excluded[part], allowed, margin)
         answers += [_rank(unit, q, rows, k) for q, rows in zip(wide[part], candidates, strict=True)]
     return answers
 
 
 def _candidates(
-    unit: npt.NDArray[np.float32],
+    unit: npt.NDArray[np.float32 | np.float16],
     queries: npt.NDArray[np.float32],
     k: int,
     excluded: npt.NDArray[np.int64],
+    allowed: npt.NDArray[np.bool_] | None,
     margin: np.float32,
 ) -> list[npt.NDArray[np.int64]]:
     """Return for each query every row that may be among its k nearest."""
     rows: list[list[npt.NDArray[np.int64]]] = [[] for _ in queries]
     scores: list[list[npt.NDArray[np.float32]]] = [[] for _ in queries]
     for start in range(0, len(unit), ROWS):
-        block = np.asarray(unit[start : start + ROWS])
+        block = np.asarray(unit[start : start + ROWS], np.float32)
         found = queries @ block.T
+        if allowed is not None:
+            found[:, ~allowed[start : start + ROWS]] = -np.inf
         inside = np.flatnonzero((excluded >= start) & (excluded < start + len(block)))
         found[inside, excluded[inside] - start] = -np.inf
         least = _kth(found, k) - margin
@@ -88,8 +96,8 @@ def _kth(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.float32]:
 
 
 def _rank(
-    unit: npt.NDArray[np.float32], query: npt.NDArray[np.float64], rows: npt.NDArray[np.int64], k: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    unit: npt.NDArray[np.float32 | np.float16], query: npt.NDArray[np.float64], rows: npt.NDArray[np.int64], k: int
+) -> Ranked:
     exact = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), ROWS):
         part = slice(start, start + ROWS)

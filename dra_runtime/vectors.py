@@ -1,37 +1,58 @@
-"""A gallery's content at one moment: ids and vectors, never changed but made anew."""
+"""A gallery's rows: ids and vectors, with metadata and tokens where there are any."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from dra_runtime.errors import GalleryError, UnknownIdError
+from dra_runtime.errors import GalleryError, UsageError
+from dra_runtime.metadata import Item, Metadata, joined, metadata_from_items
+
+T = TypeVar("T", bound=np.generic)
+Storage = Literal["float32", "float16"]
+Unit = npt.NDArray[np.float32 | np.float16]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Vectors:
-    """A gallery's content at one moment, never changed: ids in ascending order, and a row for each.
+    """Rows in ascending order of their ids, never changed; plain arrays or memory maps.
 
-    ``unit`` (N, D) float32 of unit length, ``norms`` (N,) float32: their product is the raw feature, which the
-    compositor needs.
+    ``ids`` N texts; ``unit`` (N, D) float32 or float16, of unit length; ``norms`` (N,) float32: their product is the
+    raw feature, which the compositor needs; ``tokens`` (N, T, D) float16, which re-ranking needs, or None.
     """
 
-    ids: tuple[str, ...]
-    unit: npt.NDArray[np.float32]
+    ids: Sequence[str]
+    unit: Unit
     norms: npt.NDArray[np.float32]
+    metadata: Metadata | None = None
+    tokens: npt.NDArray[np.float16] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
-def vectors_from_features(ids: Sequence[str], features: npt.NDArray[np.float32]) -> Vectors:
+def vectors_from_features(
+    ids: Sequence[str],
+    features: npt.NDArray[np.float32],
+    storage: Storage = "float32",
+    items: Sequence[Item | None] | None = None,
+    tokens: npt.NDArray[np.float16] | None = None,
+) -> Vectors:
     """Sort by id, and part raw features (N, D) into unit vectors and norms.
+
+    ``items`` are the N images' metadata, ``tokens`` (N, T, D) their tokens, both in the order of ``ids``.
 
     Raises
     ------
     GalleryError
         A vector is zero, or its length not finite in float32.
+    UsageError
+        The metadata is none that a gallery can hold.
     """
     order = sorted(range(len(ids)), key=lambda i: ids[i])
     features = features[order]
@@ -41,36 +62,67 @@ def vectors_from_features(ids: Sequence[str], features: npt.NDArray[np.float32])
         raise GalleryError(
             f"the vector of {ids[order[bad[0]]]!r} is zero or not finite; check the bundle and the image"
         )
-    unit = (features / norms[:, None]).astype(np.float32)
-    return Vectors(tuple(ids[i] for i in order), unit, norms.astype(np.float32))
+    unit = (features / norms[:, None]).astype(storage)
+    metadata = metadata_from_items([items[i] for i in order]) if items is not None else None
+    tokens = None if tokens is None else tokens[order].astype(np.float16, copy=False)
+    return Vectors(tuple(ids[i] for i in order), unit, norms.astype(np.float32), metadata, tokens)
 
 
-def without(vectors: Vectors, ids: set[str]) -> Vectors:
-    """Leave out the rows of these ids; what isn't there is left out already."""
-    kept = [row for row, name in enumerate(vectors.ids) if name not in ids]
-    if len(kept) == len(vectors.ids):
-        return vectors
-    return Vectors(tuple(vectors.ids[row] for row in kept), vectors.unit[kept], vectors.norms[kept])
+def checked_storage(storage: str) -> Storage:
+    """Return the storage of a gallery's vectors, or raise UsageError."""
+    if storage not in get_args(Storage):
+        raise UsageError(f"storage is {storage!r}; give 'float32' or 'float16'")
+    return storage  # type: ignore[return-value]
 
 
-def merged(old: Vectors, new: Vectors) -> Vectors:
-    """Join two that share no id."""
-    ids = old.ids + new.ids
-    order = sorted(range(len(ids)), key=lambda i: ids[i])
-    unit, norms = np.concatenate([old.unit, new.unit]), np.concatenate([old.norms, new.norms])
-    return Vectors(tuple(ids[i] for i in order), unit[order], norms[order])
-
-
-def row_of(ids: tuple[str, ...], name: str) -> int | None:
-    """Return the row of an id, or None."""
+def row_of(ids: Sequence[str], name: str) -> int | None:
+    """Return the row of an id in ascending ids, or None."""
     row = bisect_left(ids, name)
     return row if row < len(ids) and ids[row] == name else None
 
 
-def known_row(ids: tuple[str, ...], name: object) -> int:
-    """Return the row of an id, or raise UnknownIdError."""
-    row = row_of(ids, name) if isinstance(name, str) else None
-    if row is None:
-        like = f"its ids look like {', '.join(f'{i!r:.40}' for i in ids[:3])}" if ids else "add images first"
-        raise UnknownIdError(f"the gallery of {len(ids)} images holds no id {name!r:.80}; {like}")
-    return row
+def order_of(first: Sequence[str], alive: npt.NDArray[np.bool_] | None, second: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return the order by id of two sets of rows that share no id.
+
+    Parameters
+    ----------
+    first, second
+        Ascending ids; the second should be the smaller.
+    alive
+        Which of the first count; None for all.
+
+    Returns
+    -------
+    np.ndarray
+        int64: ``r`` stands for row r of the first, ``len(first) + r`` for row r of the second.
+    """
+    places = [bisect_left(first, name) for name in second]
+    order = np.insert(np.arange(len(first)), places, np.arange(len(first), len(first) + len(second)))
+    if alive is None:
+        return order
+    kept: npt.NDArray[np.int64] = order[np.concatenate([alive, np.ones(len(second), np.bool_)])[order]]
+    return kept
+
+
+def merged(first: Vectors, alive: npt.NDArray[np.bool_] | None, second: Vectors) -> Vectors:
+    """Copy two sets of rows that share no id into one; see `order_of`."""
+    order = order_of(first.ids, alive, second.ids)
+    split = len(first)
+    ids = tuple(first.ids[row] if row < split else second.ids[row - split] for row in order.tolist())
+    tokens = None if first.tokens is None or second.tokens is None else rows(first.tokens, second.tokens, order)
+    return Vectors(
+        ids,
+        rows(first.unit, second.unit, order),
+        rows(first.norms, second.norms, order),
+        joined(first.metadata, second.metadata, (split, len(second)), order),
+        tokens,
+    )
+
+
+def rows(first: npt.NDArray[T], second: npt.NDArray[T], order: npt.NDArray[np.int64]) -> npt.NDArray[T]:
+    """Gather rows of two arrays, as `order_of` numbers them."""
+    of_second = order >= len(first)
+    gathered = np.empty((len(order), *first.shape[1:]), first.dtype)
+    gathered[~of_second] = first[order[~of_second]]
+    gathered[of_second] = second[order[of_second] - len(first)]
+    return gathered
