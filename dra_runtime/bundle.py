@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 
 from dra_runtime.errors import BundleError, BundleFormatError, BundleIntegrityError, UsageError
@@ -27,6 +26,8 @@ from dra_runtime.manifest import (
     manifest_to_dict,
     manifest_values_from_json,
 )
+from dra_runtime.regular_file import open_regular, read_regular, size_of
+from dra_runtime.selftest_file import check_selftest, read_arrays
 
 __all__ = [
     "Bundle",
@@ -44,7 +45,6 @@ __all__ = [
 Integrity = Literal["hash", "size"]
 
 MAX_MANIFEST = 4 * 2**20  #: bytes
-MAX_SELFTEST = 256 * 2**20  #: bytes, unpacked
 
 
 @dataclass(frozen=True)
@@ -114,42 +114,10 @@ class Bundle:
         BundleFormatError
             The file holds something else.
         """
-        import zipfile  # only here, and slow to import
-
-        path = self.file(SELFTEST)
-        try:
-            with zipfile.ZipFile(path) as archive:
-                unpacked = sum(member.file_size for member in archive.infolist())
-            if unpacked > MAX_SELFTEST:
-                raise ValueError(f"{unpacked} bytes unpacked")
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-        # zipfile and numpy raise many classes on damaged bytes
-        except Exception as error:
-            raise BundleFormatError(f"{path}: can't be read ({_line(error)}); export the bundle again") from error
-        self._check_selftest(arrays)
+        manifest = self.manifest
+        arrays = read_arrays(self.file(SELFTEST))
+        check_selftest(arrays, manifest.dim, manifest.tokenizer.context_length, "reranker" in manifest.graphs)
         return arrays
-
-    def _check_selftest(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
-        names = {"images", "texts", "tokens", "image_features", "text_features", "queries"}
-        if "reranker" in self.manifest.graphs:
-            names.add("relation_features")
-        if set(arrays) != names:
-            raise BundleFormatError(f"{SELFTEST} holds {sorted(arrays)}; expected {sorted(names)}")
-        count, dim = len(arrays["texts"]) if arrays["texts"].ndim else 0, self.manifest.dim
-        kinds = {"images": ("u1", 4), "texts": ("U", 1), "tokens": ("i4", 2)}
-        for name, array in arrays.items():
-            dtype, ndim = kinds.get(name, ("f4", 2))
-            right_type = array.dtype.kind == "U" if dtype == "U" else array.dtype == np.dtype(dtype)
-            right_shape = array.ndim == ndim and len(array) == count and count > 0 and array.size > 0
-            if name == "images":
-                right_shape = right_shape and array.shape[3] == 3
-            elif dtype == "f4":
-                right_shape = right_shape and array.shape[1] == dim and bool(np.isfinite(array).all())
-            if not (right_type and right_shape):
-                raise BundleFormatError(
-                    f"{SELFTEST}: {name} is {array.dtype} {array.shape}; expected what docs/bundle.md says"
-                )
 
 
 def _read_manifest(path: Path) -> bytes:
@@ -158,38 +126,36 @@ def _read_manifest(path: Path) -> bytes:
         if not path.is_dir():
             found = "a file, not a folder" if path.exists() else "no such folder"
             raise BundleError(f"{path}: {found}; give a bundle made by dra-export onnx")
-        if not manifest.is_file() or manifest.is_symlink():
-            raise BundleFormatError(f"{path}: no bundle, it has no file {MANIFEST}; make one with dra-export onnx")
-        with manifest.open("rb") as file:
-            text = file.read(MAX_MANIFEST + 1)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise BundleError(f"{path}: can't be read ({_line(error)})") from error
-    if len(text) > MAX_MANIFEST:
-        raise BundleFormatError(f"{manifest}: more than {MAX_MANIFEST} bytes; a manifest is shorter")
-    return text
+        return read_regular(manifest, MAX_MANIFEST)
+    except FileNotFoundError as error:
+        raise BundleFormatError(
+            f"{path}: no bundle, it has no file {MANIFEST}; make one with dra-export onnx"
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: too long, or a zero byte in the path
+        raise BundleFormatError(f"{manifest}: can't be read ({_line(error)}); export the bundle again") from error
 
 
 def _check_file(path: Path, entry: FileEntry, integrity: Integrity) -> None:
     try:
-        if path.is_symlink():
-            raise BundleIntegrityError(f"{path}: a symbolic link; put the file itself into the bundle")
-        if not path.is_file():
-            raise BundleIntegrityError(f"{path}: missing, though the manifest names it; copy the bundle again")
-        size = path.stat().st_size
-        if size != entry.size:
-            raise BundleIntegrityError(
-                f"{path}: {size} bytes where the manifest says {entry.size}; copy the bundle again"
-            )
-        if integrity == "hash":
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != entry.sha256:
+        with open_regular(path) as file:
+            size = size_of(file)
+            if size != entry.size:
                 raise BundleIntegrityError(
-                    f"{path}: its SHA-256 starts with {digest[:12]} where the manifest says {entry.sha256[:12]}; "
-                    "copy the bundle again"
+                    f"{path}: {size} bytes where the manifest says {entry.size}; copy the bundle again"
                 )
+            if integrity == "hash":
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                if digest != entry.sha256:
+                    raise BundleIntegrityError(
+                        f"{path}: its SHA-256 starts with {digest[:12]} where the manifest says {entry.sha256[:12]}; "
+                        "copy the bundle again"
+                    )
+    except FileNotFoundError as error:
+        raise BundleIntegrityError(f"{path}: missing, though the manifest names it; copy the bundle again") from error
     except OSError as error:
-        raise BundleIntegrityError(f"{path}: can't be read ({_line(error)})") from error
+        raise BundleIntegrityError(
+            f"{path}: can't be read ({_line(error)}); put the file itself into the bundle"
+        ) from error
 
 
 def _line(error: BaseException) -> str:

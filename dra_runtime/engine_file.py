@@ -28,6 +28,7 @@ from dra_runtime.engine_sidecar import (
 from dra_runtime.errors import EngineFormatError, EngineIntegrityError, EngineMismatchError
 from dra_runtime.files import write_json
 from dra_runtime.manifest import MANIFEST
+from dra_runtime.regular_file import open_regular, read_regular, size_of
 
 __all__ = [
     "BuildOptions",
@@ -69,8 +70,7 @@ def read_sidecar(plan: Path) -> EngineSidecar:
     """
     path = sidecar_path(plan)
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_SIDECAR + 1)
+        text = read_regular(path, MAX_SIDECAR)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise EngineFormatError(
             f"{path}: the plan's sidecar can't be read ({getattr(error, 'strerror', None) or error}); build the engine "
@@ -127,10 +127,10 @@ def check_plan_bytes(plan: Path, sidecar: EngineSidecar) -> None:
     """Raise EngineIntegrityError unless the plan is the very file that the sidecar names."""
     again = f"build it again: {rebuild_command(plan, sidecar)}"
     try:
-        size = plan.stat().st_size
-        if size != sidecar.plan_size:
-            raise EngineIntegrityError(f"{plan}: {size} bytes where its sidecar says {sidecar.plan_size}; {again}")
-        with plan.open("rb") as file:
+        with open_regular(plan) as file:
+            size = size_of(file)
+            if size != sidecar.plan_size:
+                raise EngineIntegrityError(f"{plan}: {size} bytes where its sidecar says {sidecar.plan_size}; {again}")
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise EngineIntegrityError(f"{plan}: can't be read ({error.strerror or error}); {again}") from error

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,18 +12,18 @@ from typing import Any
 
 from dra_runtime.engine_host import LIBRARIES
 from dra_runtime.errors import EngineFormatError
-from dra_runtime.manifest import OPTIONAL_GRAPHS, REQUIRED_GRAPHS, TensorSpec
+from dra_runtime.manifest import FILE_NAME, OPTIONAL_GRAPHS, REQUIRED_GRAPHS, TensorSpec
+from dra_runtime.strict_json import short, values_from_json
 
 FORMAT, VERSION = "dra-engine", 1
 PRECISIONS = ("fp32", "fp16")
 MAX_SIDECAR = 4 * 2**20  #: bytes
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _LIBRARY_VERSION = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){1,4}[A-Za-z0-9.+-]{0,32}")
 _CAPABILITY = re.compile(r"[0-9]{1,3}\.[0-9]")
 _SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-_LINE = re.compile(r"[^\x00-\x1f\x7f]{1,1024}")
+_LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,1024}")  # these steer terminals, or end a line
 
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  #: an input's smallest, usual and largest shape
 Profile = Mapping[str, Range]  #: one optimization profile: a range for every input
@@ -121,12 +120,10 @@ def sidecar_from_json(text: bytes) -> EngineSidecar:
     if len(text) > MAX_SIDECAR:
         raise EngineFormatError(f"more than {MAX_SIDECAR} bytes; a sidecar is shorter")
     try:
-        values = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
-        return _sidecar(values)
-    except RecursionError as error:
-        raise EngineFormatError("too deeply nested") from error
+        values = values_from_json(text)
     except ValueError as error:
         raise EngineFormatError(f"no JSON ({error})") from error
+    return _sidecar(values)
 
 
 def sidecar_to_dict(sidecar: EngineSidecar) -> dict[str, Any]:
@@ -193,7 +190,7 @@ def _sidecar(values: Any) -> EngineSidecar:
         graph=_one_of(top["graph"], "graph", (*REQUIRED_GRAPHS, *OPTIONAL_GRAPHS)),
         bundle_id=_text(top["bundle_id"], "bundle_id", _SHA256, "64 hexadecimal digits"),
         onnx_sha256=_text(top["onnx_sha256"], "onnx_sha256", _SHA256, "64 hexadecimal digits"),
-        plan=_text(plan["file"], "plan.file", _FILE_NAME, "a plain file name"),
+        plan=_text(plan["file"], "plan.file", FILE_NAME, "a plain file name"),
         plan_sha256=_text(plan["sha256"], "plan.sha256", _SHA256, "64 hexadecimal digits"),
         plan_size=_whole(plan["size"], "plan.size", 1, 2**53),
         library=_one_of(top["library"], "library", LIBRARIES),
@@ -354,17 +351,5 @@ def _flag(value: Any, place: str) -> bool:
     return value
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise EngineFormatError("a key stands twice in one object; expected each once")
-    return values
-
-
-def _no_constant(name: str) -> Any:
-    raise EngineFormatError(f"{name} is no JSON number")
-
-
 def _broken(place: str, found: Any, expected: str) -> EngineFormatError:
-    text = repr(found)
-    return EngineFormatError(f"{place} has {text if len(text) <= 80 else text[:77] + '...'}; expected {expected}")
+    return EngineFormatError(f"{place} has {short(found)}; expected {expected}")

@@ -15,11 +15,17 @@ from typing import Any, TypeVar
 
 from dra_runtime.errors import BundleFormatError, UsageError
 from dra_runtime.preprocess import Preprocess
+from dra_runtime.strict_json import short, values_from_json
+from dra_runtime.tokenizer import MAX_MERGES
 
 Parsed = TypeVar("Parsed")
 
 SCHEMA_VERSION = "1.0"
 UINT8_VERSION = "1.1"  #: the first one in which a graph may take uint8 pixels
+MAX_FILE = 2**31 - 1  #: bytes; a protocol buffer, and so an ONNX file, can't be longer
+MAX_FILES = 16 * 2**30  #: bytes of all files together: what opening may have to read
+MAX_IMAGE_SIZE = 1024  #: pixels a side
+MAX_TOKEN_VALUES = 2**24  #: T times D: what one image's tokens may hold
 IMAGE_INPUTS = ("float32", "uint8")
 PRECISIONS = ("fp32", "fp16", "int8")
 REQUIRED_GRAPHS = ("image_encoder", "text_encoder", "compositor")
@@ -27,7 +33,10 @@ OPTIONAL_GRAPHS = ("reranker", "query")
 SELFTEST = "selftest.npz"
 MANIFEST = "manifest.json"
 
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# A plain name on every file system: none that Windows keeps for devices, and no dot at the end, which it drops
+FILE_NAME = re.compile(
+    r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$))[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?"
+)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _VERSION = re.compile(r"(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]{0,3})")
@@ -134,11 +143,13 @@ def manifest_from_dict(values: Any) -> Manifest:
     if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
         raise _broken("schema_version", version, f"{SCHEMA_VERSION}; install the toolkit that made the bundle")
     image_inputs = IMAGE_INPUTS[: 1 if version == SCHEMA_VERSION else 2]
-    files = _mapping(top["files"], "files", _file_entry, _FILE_NAME)
+    files = _mapping(top["files"], "files", _file_entry, FILE_NAME)
     if MANIFEST in files:
         raise _broken("files", MANIFEST, "other files; a manifest can't hold its own hash")
     if SELFTEST not in files:
         raise _broken("files", sorted(files), f"{SELFTEST} among them")
+    if (total := sum(entry.size for entry in files.values())) > MAX_FILES:
+        raise _broken("files", f"{total} bytes in all", f"at most {MAX_FILES}")
     preprocess = _preprocess(top["preprocess"])
     tokenizer = _tokenizer(top["tokenizer"], files)
     dim = _whole(_keys(top["embedding"], "embedding", "dim")["dim"], "embedding.dim", 1, 65_536)
@@ -205,7 +216,7 @@ def bundle_id_of(manifest: Manifest | Mapping[str, Any]) -> str:
 
 
 def manifest_values_from_json(text: bytes) -> Any:
-    """Parse JSON that keeps to the letter: UTF-8, no key twice, no NaN or Infinity.
+    """Parse JSON that keeps to the letter, as `dra_runtime.strict_json` states it.
 
     Raises
     ------
@@ -213,21 +224,9 @@ def manifest_values_from_json(text: bytes) -> Any:
         It doesn't.
     """
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        return values_from_json(text)
+    except ValueError as error:
         raise BundleFormatError(f"{MANIFEST} is no JSON ({error}); export the bundle again") from error
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
-        raise BundleFormatError(f"{MANIFEST} has the key {_short(twice)} twice; export the bundle again")
-    return values
-
-
-def _no_constant(name: str) -> Any:
-    raise BundleFormatError(f"{MANIFEST} holds {name}, which is no JSON number; export the bundle again")
 
 
 def _graphs(
@@ -298,6 +297,8 @@ def _dimension(size: Any, dim: str, place: str, sizes: dict[str, int], symbols: 
         _text(size, place, _SYMBOL, f"a symbol's name for the free dimension {dim}, such as {dim!r}")
         if symbols.setdefault(dim, size) != size or len(set(symbols.values())) != len(symbols):
             raise _broken(place, size, f"one symbol for {dim} throughout the graph, and no other dimension's")
+    elif dim == "T" and type(size) is int and size * sizes["D"] > MAX_TOKEN_VALUES:
+        raise _broken(place, size, f"at most {MAX_TOKEN_VALUES // sizes['D']} image tokens of {sizes['D']} values")
     elif type(size) is not int or size < 1 or sizes.setdefault(dim, size) != size:
         raise _broken(place, size, str(sizes[dim]) if dim in sizes and sizes[dim] != size else "a number above 0")
 
@@ -307,6 +308,7 @@ def _preprocess(values: Any) -> Preprocess:
     for name in ("mean", "std"):
         if not isinstance(values[name], list):
             raise _broken(f"preprocess.{name}", values[name], "a list of three numbers")
+    _whole(values["image_size"], "preprocess.image_size", 1, MAX_IMAGE_SIZE)
     try:
         return Preprocess.from_dict(values)
     except UsageError as error:
@@ -315,7 +317,7 @@ def _preprocess(values: Any) -> Preprocess:
 
 def _tokenizer(values: Any, files: Mapping[str, FileEntry]) -> TokenizerSpec:
     values = _keys(values, "tokenizer", "type merges context_length vocab_size start_token end_token")
-    vocab_size = _whole(values["vocab_size"], "tokenizer.vocab_size", 514, 2**24)
+    vocab_size = _whole(values["vocab_size"], "tokenizer.vocab_size", 514, 514 + MAX_MERGES)
     return TokenizerSpec(
         type=_one_of(values["type"], "tokenizer.type", ("clip_bpe",)),
         merges=_named_file(values["merges"], "tokenizer.merges", files),
@@ -330,12 +332,12 @@ def _file_entry(values: Any, place: str) -> FileEntry:
     values = _keys(values, place, "sha256 size")
     return FileEntry(
         sha256=_text(values["sha256"], f"{place}.sha256", _SHA256, "64 hexadecimal digits"),
-        size=_whole(values["size"], f"{place}.size", 0, 2**53),
+        size=_whole(values["size"], f"{place}.size", 0, MAX_FILE),
     )
 
 
 def _named_file(value: Any, place: str, files: Mapping[str, FileEntry]) -> str:
-    name = _text(value, place, _FILE_NAME, "a plain file name")
+    name = _text(value, place, FILE_NAME, "a plain file name")
     if name not in files:
         raise _broken(place, name, "a name that stands in files")
     return name
@@ -417,12 +419,4 @@ def _is_plain(value: Any) -> bool:
 
 
 def _broken(place: str, found: Any, expected: str) -> BundleFormatError:
-    return BundleFormatError(f"{MANIFEST}: {place} has {_short(found)}; expected {expected}")
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except RecursionError:
-        text = f"a deeply nested {type(value).__name__}"
-    return text if len(text) <= 80 else text[:77] + "..."
+    return BundleFormatError(f"{MANIFEST}: {place} has {short(found)}; expected {expected}")

@@ -86,10 +86,12 @@ def require_selfcheck(encoder: Encoder) -> None:
 
 
 def _relation_features(encoder: Encoder, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    pixels = np.stack([encoder.pixels(image) for image in images])
-    tokens = encoder.encode_pixels(pixels)["image_tokens"]
-    inputs = {"reference_tokens": tokens, "candidate_tokens": np.roll(tokens, -1, axis=0)}
-    return encoder.session("reranker").run(inputs)["relation_features"]
+    tokens = [encoder.encode_pixels(encoder.pixels(image)[None])["image_tokens"] for image in images]
+    pairs = zip(tokens, tokens[1:] + tokens[:1], strict=True)
+    reranker = encoder.session("reranker")
+    return np.concatenate(
+        [reranker.run({"reference_tokens": a, "candidate_tokens": b})["relation_features"] for a, b in pairs]
+    )
 
 
 def _compared(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> PartResult:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import heapq
 import html
+import io
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,9 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dra_runtime.errors import UsageError
+from dra_runtime.regular_file import read_regular
 
 START, END = "<start_of_text>", "<end_of_text>"
 MERGES_USED = 49152 - 256 - 2  #: of open_clip's list of 262,145 CLIP uses this many, from the top
+MAX_MERGES = 2**20
+MAX_MERGES_BYTES = 32 * 2**20  #: of a file of merges, unpacked
 
 _WORD = START + "|" + END + r"|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _CACHED_WORDS = 20_000
@@ -84,17 +89,22 @@ class Tokenizer:
         """
         path = Path(path)
         try:
-            data = path.read_bytes()
-            if data[:2] == b"\x1f\x8b":
+            data = read_regular(path, MAX_MERGES_BYTES, links=True)
+            packed = data[:2] == b"\x1f\x8b"
+            if packed:
                 import gzip  # a bundle's merges are plain
 
-                lines = gzip.decompress(data).decode("utf-8").split("\n")[1 : MERGES_USED + 1]
-            else:
-                lines = data.decode("utf-8").split("\n")
-                if lines[-1] == "":
-                    lines.pop()
-        except (OSError, EOFError, ValueError) as error:
+                with gzip.open(io.BytesIO(data)) as file:
+                    data = file.read(MAX_MERGES_BYTES + 1)
+            if len(data) > MAX_MERGES_BYTES or data.count(b"\n") > MAX_MERGES:
+                raise ValueError(f"more than {MAX_MERGES_BYTES} bytes or {MAX_MERGES} lines")
+            lines = data.decode("utf-8").split("\n")
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise UsageError(f"{path}: no list of merges ({error}); give a bundle's merges.txt") from error
+        if packed:
+            lines = lines[1 : MERGES_USED + 1]
+        elif lines[-1] == "":
+            lines.pop()
         return cls(lines, context_length)
 
     def encode(self, text: str) -> list[int]:
