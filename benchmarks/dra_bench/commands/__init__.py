@@ -1,0 +1,1 @@
+"""The commands of dra-bench, one a module, imported when used."""
