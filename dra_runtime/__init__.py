@@ -3,6 +3,7 @@
 Start with `Encoder.open` and `Gallery.build`; every error is a `DraError`.
 """
 
+from dra_runtime.batcher import Batcher
 from dra_runtime.bundle import Bundle
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import (
@@ -12,12 +13,15 @@ from dra_runtime.errors import (
     BundleIntegrityError,
     CheckpointError,
     DatasetError,
+    DeadlineError,
     DraError,
     GalleryError,
     GalleryFormatError,
     GalleryMismatchError,
     ImageError,
+    OverloadedError,
     SelfCheckError,
+    ServiceError,
     TextError,
     UnknownIdError,
     UsageError,
@@ -28,12 +32,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
+    "Batcher",
     "Bundle",
     "BundleError",
     "BundleFormatError",
     "BundleIntegrityError",
     "CheckpointError",
     "DatasetError",
+    "DeadlineError",
     "DraError",
     "Encoder",
     "Gallery",
@@ -42,7 +48,9 @@ __all__ = [
     "GalleryMismatchError",
     "Hit",
     "ImageError",
+    "OverloadedError",
     "SelfCheckError",
+    "ServiceError",
     "TextError",
     "UnknownIdError",
     "UsageError",
