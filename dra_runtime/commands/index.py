@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -20,51 +25,126 @@ from dra_runtime.commands.options import (
 )
 from dra_runtime.console import progress
 from dra_runtime.encoder import Encoder
-from dra_runtime.folder import images_of_folder
-from dra_runtime.gallery import Gallery
 from dra_runtime.gallery_file import check_target
+from dra_runtime.indexing import IndexingReport, index_folder
+
+_SHOWN = 20  # files left out that are named
 
 
 @click.command("index", epilog="Example: dra-search index bundle/ images/ -o shop.gallery")
 @click.argument("bundle", type=PATH)
 @click.argument("images", type=PATH)
 @click.option("-o", "--out", required=True, type=PATH, help="The gallery file to write, such as shop.gallery.")
+@click.option(
+    "--storage",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="How vectors are kept; float16 takes half the room.",
+)
+@click.option("--tokens", is_flag=True, help="Keep the images' tokens too, so that query --rerank encodes no images.")
+@click.option("--restart", is_flag=True, help="Begin anew where an interrupted run would go on.")
 @backend_option
 @threads_option
 @integrity_option
 @json_option
 def index_command(
-    bundle: Path, images: Path, out: Path, backend: str, threads: int | None, integrity: str, as_json: bool
+    bundle: Path,
+    images: Path,
+    out: Path,
+    storage: str,
+    tokens: bool,
+    restart: bool,
+    backend: str,
+    threads: int | None,
+    integrity: str,
+    as_json: bool,
 ) -> None:
     """Encode all images below the folder IMAGES into a gallery.
 
     An image's id is its path below IMAGES without the suffix. Files that can't be read are left out and named on
     stderr. The gallery remembers where BUNDLE lies, so queries needn't name it.
+
+    However a run ends, the same command goes on where it stopped.
     """
     quieten_decoders()
     check_target(out)
-    total = len(images_of_folder(images))
     encoder = Encoder.open(bundle, backend, threads, integrity_of(integrity))
     started = time.perf_counter()
-    with progress(total, "indexing images") as advance:
-        shown = 0
-
-        def report(done: int, _: int) -> None:
-            nonlocal shown
-            advance(done - shown)
-            shown = done
-
-        gallery = Gallery.build(encoder, images, report)
-    gallery.save(out)
-    for _, reason in gallery.skipped[:20]:
+    with _saying_how_to_go_on() as at, _bar(at) as report:
+        done = index_folder(
+            encoder,
+            images,
+            out,
+            storage="float16" if storage == "float16" else "float32",
+            tokens=tokens,
+            restart=restart,
+            progress=report,
+            note=lambda line: click.echo(line, err=True),
+        )
+    for _, reason in done.left_out[:_SHOWN]:
         click.echo(f"left out: {printable(reason)}", err=True)
-    if len(gallery.skipped) > 20:
-        click.echo(f"left out: {len(gallery.skipped) - 20} more", err=True)
+    if len(done.left_out) > _SHOWN:
+        click.echo(f"left out: {len(done.left_out) - _SHOWN} more", err=True)
+    seconds = time.perf_counter() - started
     if as_json:
-        skipped = [{"id": name, "reason": reason} for name, reason in gallery.skipped]
-        values = {"gallery": str(out), "images": len(gallery), "skipped": skipped, "bundle_id": encoder.bundle_id}
-        click.echo(json.dumps({**values, "backend": encoder.backend}, indent=2))
+        click.echo(json.dumps(_values(done, out, encoder, seconds), indent=2))
     else:
-        left_out = f", {len(gallery.skipped)} left out" if gallery.skipped else ""
-        seconds = time.perf_counter() - started
-        click.echo(f"{out}: {len(gallery)} images in {seconds:.1f} s{left_out}")
+        left_out = f", {len(done.left_out)} left out" if done.left_out else ""
+        click.echo(f"{out}: {done.images} images in {seconds:.1f} s{left_out}")
+
+
+def _values(done: IndexingReport, out: Path, encoder: Encoder, seconds: float) -> dict[str, object]:
+    return {
+        "gallery": str(out),
+        "images": done.images,
+        "resumed": done.resumed,
+        "skipped": [{"id": name, "reason": reason} for name, reason in done.left_out],
+        "bundle_id": encoder.bundle_id,
+        "backend": encoder.backend,
+        "seconds": round(seconds, 3),
+    }
+
+
+@contextmanager
+def _bar(at: list[int]) -> Iterator[Callable[[int, int], None]]:
+    """Yield a progress function that shows a bar with the time left and the images a second.
+
+    The bar counts what this run has to do: what an earlier one did would spoil its estimate. ``at`` becomes the number
+    of images done and of all.
+    """
+    with ExitStack() as stack:
+        advance: Callable[..., None] | None = None
+        first, began = 0, 0.0
+
+        def report(done: int, total: int) -> None:
+            nonlocal advance, first, began
+            if advance is None:
+                first, began = done, time.perf_counter()
+                advance = stack.enter_context(progress(total - done, "indexing images"))
+            else:
+                rate = (done - first) / max(time.perf_counter() - began, 1e-6)
+                advance(done - at[0], f"{rate:,.0f} images/s")
+            at[:] = [done, total]
+
+        yield report
+
+
+@contextmanager
+def _saying_how_to_go_on() -> Iterator[list[int]]:
+    """Let SIGTERM end the work as Ctrl-C does, and say then how to go on. Yields what `_bar` fills."""
+    at: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield at
+    except (KeyboardInterrupt, SystemExit) as ended:
+        done, total = at or (0, 0)
+        kept = f"{done:,} of {total:,} images are done; the same command goes on from there"
+        click.echo(f"interrupted: {kept if done else 'nothing was done yet'}", err=True)
+        sys.exit(ended.code if isinstance(ended, SystemExit) else 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
