@@ -2,7 +2,8 @@
 
 Rules that differ between implementations, and the one kept here:
 
-- Orientation tags (EXIF) are ignored, as CLIP's own preprocessing ignores them.
+- Orientation tags (EXIF) are ignored, as CLIP's own preprocessing ignores them. PIL itself turns a TIFF upright when it
+  decodes it, so those are.
 - An image is padded, resized and cropped in the mode it is stored in and becomes RGB afterwards, as in CLIP and
   CLIP4Cir. So a palette image is resized without interpolation, and alpha is dropped, not blended.
 - Of an animation the first frame counts.
@@ -31,9 +32,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 MAX_PIXELS = 100_000_000  #: more are refused before anything is decoded (400 MB in memory)
 MAX_BYTES = 256 * 2**20  #: a longer file or byte string is refused
-MAX_CANVAS = 400_000_000  #: pixels of an image after padding or resizing; only extreme shapes reach it
+MAX_CANVAS = 400_000_000  #: pixels of an image after resizing, or padded strip by strip; only extreme shapes reach it
 
 _STRIP = 1 << 20  # pixels padded and resized at once
+_STRIP_MODES = ("RGB", "L", "RGBA", "LA", "CMYK", "YCbCr")
 
 # Raster formats that PIL decodes by itself. Left out on purpose: EPS starts another program, and the rest are rare
 # enough that their decoders are more of a risk than a service.
@@ -122,10 +124,17 @@ class Preprocess:
         pad_x, pad_y = target_padding(image.size, self.pad_ratio)
         padded_size = (image.width + 2 * pad_x, image.height + 2 * pad_y)
         resized_size = resized_dimensions(padded_size, size)
-        if max(math.prod(padded_size), math.prod(resized_size)) > MAX_CANVAS:
+        padded = pad_x > 0 or pad_y > 0
+        in_strips = padded and image.mode in _STRIP_MODES and _rows_first(padded_size, resized_size)
+        limit = MAX_PIXELS if padded and not in_strips else MAX_CANVAS
+        if math.prod(padded_size) > limit or math.prod(resized_size) > MAX_CANVAS:
             raise ImageError(f"an image of {_pixels(image.size)} is too elongated to be padded and resized; crop it")
         try:
-            image = _padded_and_resized(image, pad_x, pad_y, resized_size)
+            if in_strips:
+                image = _resized_in_strips(image, pad_x, pad_y, resized_size)
+            else:
+                image = _pad(image, pad_x, pad_y) if padded else image
+                image = image if image.size == resized_size else image.resize(resized_size, Image.Resampling.BICUBIC)
             left, top = ((length - size) / 2.0 for length in resized_size)
             # round() takes halves to the even neighbour, as torchvision's CenterCrop does
             image = image.crop((round(left), round(top), round(left) + size, round(top) + size))
@@ -283,16 +292,24 @@ def _image_from_array(array: npt.NDArray[Any], max_pixels: int) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _padded_and_resized(image: Image.Image, x: int, y: int, size: tuple[int, int]) -> Image.Image:
-    """Pad and resize with the same result as one after the other, mostly without ever holding the padded image.
+def _rows_first(size: tuple[int, int], resized: tuple[int, int]) -> bool:
+    """Say whether every version of PIL resizes along the rows first and along the columns then.
 
-    PIL resizes in two passes, first along the rows and then along the columns, rounding to bytes in between. So the
-    rows can be resized before zero rows are added above and below. A long panorama would otherwise need gigabytes.
+    PIL 12.2 begins with the columns of images a hundred times as high as wide, PIL 13 with those whose height loses
+    more than twice what the width loses. Rounding in between makes the order visible, by a level or two.
+    """
+    (width, height), (new_width, new_height) = size, resized
+    tall = height > 100 * width or height - new_height > 2 * (width - new_width)
+    return not (new_height < height and tall)
+
+
+def _resized_in_strips(image: Image.Image, x: int, y: int, size: tuple[int, int]) -> Image.Image:
+    """Pad and resize with the same result as one after the other, without ever holding the padded image.
+
+    PIL resizes in two passes, rounding to bytes in between. Where the rows come first they can be resized before zero
+    rows are added above and below. A long panorama would otherwise need gigabytes.
     """
     premultiplied = {"RGBA": "RGBa", "LA": "La"}.get(image.mode)  # what PIL resizes alpha in
-    if not (x or y) or not (premultiplied or image.mode in ("RGB", "L", "CMYK", "YCbCr")):
-        image = _pad(image, x, y) if x or y else image
-        return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
     mode = image.mode
     if premultiplied and (image.width + 2 * x, image.height + 2 * y) != size:
         image = image.convert(premultiplied)

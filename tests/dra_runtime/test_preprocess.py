@@ -1,14 +1,16 @@
 """Pixels equal the PIL + torchvision path bit for bit; bad images are one ImageError."""
 
 import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision import transforms
 from torchvision.transforms import functional as F
 
@@ -96,6 +98,49 @@ def test_equal_to_torchvision_over_every_remainder():
                 assert np.array_equal(preprocess(image), reference(image, size, 10.0)), dimensions
 
 
+IMAGES = st.tuples(
+    st.sampled_from(["L", "P", "RGBA", "LA", "CMYK", "1", "RGB", "I;16", "I", "F", "YCbCr", "PA", "RGBa"]),
+    st.one_of(st.integers(1, 4), st.integers(1, 90), st.integers(1, 400)),
+    st.one_of(st.integers(1, 4), st.integers(1, 90), st.integers(1, 400)),
+)
+
+
+def check_any(image, size, ratio, strip, monkeypatch):
+    monkeypatch.setattr("dra_runtime.preprocess._STRIP", strip)
+    mode, width, height = image
+    picture = image_of(mode, width, height)
+    assert np.array_equal(Preprocess(size, ratio)(picture), reference(picture.copy(), size, ratio))
+
+
+ANY = given(
+    IMAGES, st.integers(1, 72), st.sampled_from([1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 10.0, 1e9]), st.integers(1, 2000)
+)
+SHARED = [HealthCheck.function_scoped_fixture]  # the strip's height is set anew in every example
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=SHARED)
+@example(("RGB", 3, 336), 32, 10.0, 1 << 20)  # PIL 13 resizes its columns first
+@example(("RGB", 1, 267), 16, 1e9, 1 << 20)  # PIL 12.2 as well
+@ANY
+def test_equal_to_torchvision_whatever_the_image(monkeypatch, image, size, ratio, strip):
+    check_any(image, size, ratio, strip, monkeypatch)
+
+
+@pytest.mark.slow
+@settings(max_examples=8_000, deadline=None, suppress_health_check=SHARED)
+@ANY
+def test_equal_to_torchvision_for_thousands_of_images(monkeypatch, image, size, ratio, strip):
+    check_any(image, size, ratio, strip, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dimensions", [(9_001, 7_003), (12_000, 90), (70, 12_001), (1_155, 866), (4_032, 3_024)])
+@pytest.mark.parametrize("size", [224, 288])
+def test_large_images_equal_torchvision(dimensions, size):
+    image = Image.fromarray(noise(*dimensions))
+    assert np.array_equal(Preprocess(size)(image), reference(image, size))
+
+
 @pytest.mark.parametrize("strip", [1, 500, 5_000])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK"])
 def test_padding_strip_by_strip_changes_nothing(strip, mode, monkeypatch):
@@ -141,6 +186,39 @@ def test_equal_to_torchvision_in_every_mode(mode, dimensions):
     assert np.array_equal(Preprocess(32)(image), expected)
 
 
+def png_of(header: bytes, rows: bytes) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def png(width: int, height: int, bits: int, colour: int, samples: np.ndarray) -> bytes:
+    """Write a PNG of a kind that PIL reads but doesn't write; ``samples`` holds the bytes of each row."""
+    rows = b"".join(b"\0" + row.tobytes() for row in samples.reshape(height, -1))
+    return png_of(struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0), rows)
+
+
+def interlaced_png(image: Image.Image) -> bytes:
+    """Write two bits a pixel, in the seven passes of Adam7."""
+    grey = np.asarray(image.convert("L")) >> 6
+    rows = b""
+    for top, left, down, right in (
+        (0, 0, 8, 8),
+        (0, 4, 8, 8),
+        (4, 0, 8, 4),
+        (0, 2, 4, 4),
+        (2, 0, 4, 2),
+        (0, 1, 2, 2),
+        (1, 0, 2, 1),
+    ):
+        part = grey[top::down, left::right]
+        padded = np.pad(part, ((0, 0), (0, -part.shape[1] % 4)))
+        packed = (padded.reshape(len(part), -1, 4) << np.array([6, 4, 2, 0])).sum(axis=2).astype(np.uint8)
+        rows += b"".join(b"\0" + row.tobytes() for row in packed) if part.size else b""
+    return png_of(struct.pack(">IIBBBBB", *image.size, 2, 0, 0, 0, 1), rows)
+
+
 FILES = {
     "jpeg": lambda i: encoded(i, "JPEG", quality=90),
     "jpeg-grey": lambda i: encoded(i.convert("L"), "JPEG"),
@@ -162,6 +240,25 @@ FILES = {
     ),
     "webp-animated": lambda i: encoded(i, "WEBP", save_all=True, append_images=[i.rotate(180)], lossless=True),
     "png-animated": lambda i: encoded(i, "PNG", save_all=True, append_images=[i.rotate(180)]),
+    "jpeg-progressive": lambda i: encoded(i, "JPEG", progressive=True),
+    "jpeg-full-colour": lambda i: encoded(i, "JPEG", subsampling=0),
+    "png-interlaced-grey-2-bit": lambda i: interlaced_png(i),
+    "png-grey-alpha": lambda i: encoded(image_of("LA", *i.size), "PNG"),
+    "png-48-bit": lambda i: png(i.width, i.height, 16, 2, noise(2 * i.width, i.height)),
+    "png-64-bit": lambda i: png(i.width, i.height, 16, 6, noise(8 * i.width, i.height)[..., 0]),
+    "png-4-bit": lambda i: encoded(i.quantize(9), "PNG", bits=4),
+    "gif-transparent": lambda i: encoded(i.quantize(30), "GIF", transparency=3),
+    "tiff-int": lambda i: encoded(image_of("I", *i.size), "TIFF"),
+    "tiff-cmyk": lambda i: encoded(i.convert("CMYK"), "TIFF", compression="tiff_lzw"),
+    "tiff-lab": lambda i: encoded(Image.frombytes("LAB", i.size, i.tobytes()), "TIFF"),
+    "tiff-palette": lambda i: encoded(i.quantize(9), "TIFF"),
+    "tiff-two-pages": lambda i: encoded(i, "TIFF", save_all=True, append_images=[i.rotate(180)]),
+    "bmp-palette": lambda i: encoded(i.quantize(9), "BMP"),
+    "pgm-16-bit": lambda i: b"P5\n%d %d\n65535\n" % i.size + noise(*i.size)[..., :2].tobytes(),
+    "pbm": lambda i: encoded(i.convert("1"), "PPM"),
+    "avif": lambda i: encoded(i, "AVIF"),
+    "jpeg-2000": lambda i: encoded(i, "JPEG2000"),
+    "jpeg-2000-alpha": lambda i: encoded(image_of("RGBA", *i.size), "JPEG2000"),
     "mpo": lambda i: encoded(i, "MPO", save_all=True, append_images=[i.rotate(180)]),
     "tiff-16-bit": lambda i: encoded(image_of("I;16", *i.size), "TIFF"),
     "tiff-float": lambda i: encoded(image_of("F", *i.size), "TIFF"),
@@ -170,9 +267,9 @@ FILES = {
 }
 
 
-def _rotated_exif() -> Image.Exif:
+def _rotated_exif(orientation: int = 6) -> Image.Exif:
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     return exif
 
 
@@ -186,11 +283,25 @@ def test_files_equal_to_torchvision(kind, tmp_path):
         assert np.array_equal(Preprocess(32)(open_image(source)), expected)
 
 
-def test_orientation_is_ignored():
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_ignored(format, orientation):
     image = Image.fromarray(noise(71, 43))
-    plain, rotated = FILES["jpeg"](image), encoded(image, "JPEG", quality=90, exif=_rotated_exif())
+    options = {"lossless": True} if format == "WEBP" else {}
+    plain = encoded(image, format, **options)
+    rotated = encoded(image, format, exif=_rotated_exif(orientation), **options)
     assert plain != rotated
+    assert Image.open(io.BytesIO(rotated)).getexif()[0x0112] == orientation
     assert np.array_equal(Preprocess(32)(open_image(plain)), Preprocess(32)(open_image(rotated)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiff_is_turned_upright_as_pil_turns_it(orientation):
+    image = Image.fromarray(noise(71, 43))
+    data = encoded(image, "TIFF", exif=_rotated_exif(orientation))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(image, "PNG", exif=_rotated_exif(orientation)))))
+    assert np.array_equal(Preprocess(32)(open_image(data)), reference(upright, 32))
+    assert np.array_equal(Preprocess(32)(open_image(data)), reference(Image.open(io.BytesIO(data)), 32))
 
 
 def test_arrays_are_images():
@@ -227,16 +338,7 @@ def test_other_arrays_are_refused(array):
 
 def huge_png(width: int, height: int) -> bytes:
     """Write a PNG whose header alone declares the size."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
-    )
+    return png_of(struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"\0" * 10)
 
 
 @pytest.mark.parametrize(("width", "height"), [(50_000, 20_000), (10_000, 10_001), (2**31 - 1, 2**31 - 1)])
