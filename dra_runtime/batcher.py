@@ -50,10 +50,6 @@ class _Query:
         self.image = self.pixels = None
         self.text = ""
 
-    def fail(self, error: Exception) -> None:
-        if self.answer.running() or self.answer.set_running_or_notify_cancel():
-            self.answer.set_exception(error)
-
 
 class Batcher:
     """Answers queries that come at the same time as one batch, through a gallery and its encoder.
@@ -188,7 +184,7 @@ class Batcher:
         try:
             self._decoders.submit(self._prepare, query)
         except RuntimeError:  # closed at this very moment
-            query.fail(_closed())
+            self._fail(query, _closed())
         return await wrap_future(query.answer)
 
     def close(self, drain: bool = True) -> None:
@@ -249,13 +245,18 @@ class Batcher:
         return query
 
     def _leave(self, query: _Query) -> None:
-        """Let a query's place go to another one, as soon as it is answered, failed or cancelled."""
+        """Let a query's place go to another one: before it is answered or failed, or once it is cancelled."""
         query.forget()
         with self._changed:
             self._pending.discard(query)
             if query in self._ready:
                 self._ready.remove(query)
             self._changed.notify_all()
+
+    def _fail(self, query: _Query, error: Exception) -> None:
+        self._leave(query)  # first: its caller may ask again as soon as it knows
+        if query.answer.running() or query.answer.set_running_or_notify_cancel():
+            query.answer.set_exception(error)
 
     def _prepare(self, query: _Query) -> None:
         """Decode the image and tokenize the text, in whatever thread this is called."""
@@ -269,7 +270,7 @@ class Batcher:
             if image is not None:
                 query.pixels = encoder.pixels(image)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets it and no other query does
-            query.fail(error)
+            self._fail(query, error)
             return
         with self._changed:
             if query in self._pending:
@@ -286,7 +287,7 @@ class Batcher:
             except Exception as error:  # noqa: BLE001 - each caller gets it, and the next batch may fare better
                 for query in batch:
                     if not query.answer.done():
-                        query.fail(error)
+                        self._fail(query, error)
             batch.clear()  # an idle worker holds no query
 
     def _next_batch(self) -> list[_Query]:
@@ -309,7 +310,7 @@ class Batcher:
                     _check_deadline(query)
                     batch.append(query)
                 except DeadlineError as error:
-                    query.fail(error)
+                    self._fail(query, error)
         return batch
 
     def _worth_waiting(self) -> bool:
@@ -341,7 +342,7 @@ class Batcher:
                 try:
                     references.append(self._gallery.features([query.id])[0])
                 except UnknownIdError as error:
-                    query.fail(error)
+                    self._fail(query, error)
                     continue
             known.append(query)
         if not known:
@@ -367,13 +368,14 @@ class Batcher:
             found = self._gallery.search_vectors(vectors, max(query.k for query in queries), exclude, where)
         except DraError as error:
             if len(queries) == 1:
-                queries[0].fail(error)
+                self._fail(queries[0], error)
                 return
             # One of them is to blame, such as one whose reference was removed meanwhile; the others have an answer
             for i, query in enumerate(queries):
                 self._search([query], vectors[i : i + 1])
             return
         for query, hits in zip(queries, found, strict=True):
+            self._leave(query)
             query.answer.set_result(hits[: query.k])
 
 

@@ -1,6 +1,8 @@
 """Threads follow the CPU affinity and the container's quota."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -55,3 +57,59 @@ def test_affinity(tmp_path, monkeypatch):
 
 def test_this_machine():
     assert available_threads() >= 1
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        # a container's own group inside a pod's: the tightest limit on the way up counts, wherever it stands
+        ("0::/pod/box\n", {"cpu.max": "700000 100000\n", "pod/cpu.max": "150000 100000\n"}, 1),
+        (
+            "3:cpu,cpuacct:/pod/box\n",
+            {
+                "cpu/pod/cpu.cfs_quota_us": "200000\n",
+                "cpu/pod/cpu.cfs_period_us": "100000\n",
+                "cpu/pod/box/cpu.cfs_quota_us": "-1\n",
+                "cpu/pod/box/cpu.cfs_period_us": "100000\n",
+            },
+            2,
+        ),
+        # both versions at once: systemd's hybrid layout
+        (
+            "1:name=systemd:/box\n4:cpuacct,cpu:/box\n0::/box\n",
+            {
+                "cpuacct,cpu/box/cpu.cfs_quota_us": "350000\n",
+                "cpuacct,cpu/box/cpu.cfs_period_us": "100000\n",
+                "box/cpu.max": "500000 100000\n",
+            },
+            3,
+        ),
+        # version 1 names the host's path, which a container doesn't see: its own group is the root of the mount
+        ("2:cpu:/docker/0123\n", {"cpu/cpu.cfs_quota_us": "600000\n", "cpu/cpu.cfs_period_us": "200000\n"}, 3),
+        # another period than the usual one, and one that makes no sense
+        ("0::/\n", {"cpu.max": "20000 10000\n"}, 2),
+        ("0::/\n", {"cpu.max": "20000 0\n"}, 8),
+    ],
+)
+def test_nested_quotas(tmp_path, groups, files, expected):
+    assert threads(tmp_path, groups, files) == expected
+
+
+def test_idle_threads_use_no_cpu(bundle_path):
+    # More threads than a machine has CPUs would show best; processor time is counted, whatever else runs here
+    code = """
+import sys, time
+import numpy as np
+import dra_runtime as dra
+
+encoder = dra.Encoder.open(sys.argv[1], threads=4)
+gallery = dra.Gallery.build(encoder, {str(n): np.full((9, 9, 3), n, np.uint8) for n in range(40)})
+with dra.Batcher(gallery) as batcher:
+    batcher.submit(text="in red", image=np.zeros((9, 9, 3), np.uint8)).result()
+    start = time.process_time()
+    time.sleep(1)
+    print(time.process_time() - start)
+"""
+    command = [sys.executable, "-c", code, str(bundle_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert float(done.stdout) < 0.1  # one spinning thread would use 1; measured: 0.0002
