@@ -14,10 +14,10 @@ from dra_runtime.encoder import Encoder, Features, checked_features
 from dra_runtime.errors import GalleryError, GalleryMismatchError, UsageError
 from dra_runtime.folder import images_of_folder
 from dra_runtime.gallery_encode import Progress, check_metadata, checked_images, encode, vectors_of
-from dra_runtime.gallery_file import check_id, read_gallery, write_gallery
+from dra_runtime.gallery_file import check_id, read_gallery, write_parts
 from dra_runtime.metadata import Item, Value, Where, checked_where
 from dra_runtime.preprocess import ImageSource
-from dra_runtime.snapshot import Answer, Snapshot, snapshot_of, whole, with_added, without
+from dra_runtime.snapshot import Answer, Snapshot, parts, snapshot_of, with_added, without
 from dra_runtime.vectors import Storage, checked_storage, vectors_from_features
 
 
@@ -189,8 +189,8 @@ class Gallery:
         GalleryError
             It can't be written; what stood there before still does.
         """
-        snapshot = self._snapshot
-        write_gallery(Path(path), whole(snapshot), self._encoder.bundle_id, self._encoder.bundle.path)
+        first, others = parts(self._snapshot)
+        write_parts(Path(path), first.vectors, first.alive, others, self._encoder.bundle_id, self._encoder.bundle.path)
 
     def __len__(self) -> int:
         return len(self._snapshot)

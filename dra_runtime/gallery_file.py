@@ -5,71 +5,103 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
-import mmap
 import os
-import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from dra_runtime.bundle import Integrity
+from dra_runtime.container import (
+    MAX_HEADER,
+    SHA256,
+    Column,
+    Layout,
+    column_of,
+    map_arrays,
+    read_layout,
+    replacing,
+    write_container,
+)
 from dra_runtime.errors import GalleryError, GalleryFormatError, UsageError
-from dra_runtime.vectors import Vectors
+from dra_runtime.gallery_index import IndexReport, StoredIndex, report_from_json, report_to_json
+from dra_runtime.ids import MAX_ID, PackedIds, check_id, check_order, check_packed
+from dra_runtime.metadata import Column as MetadataColumn
+from dra_runtime.metadata import Metadata, check_key, check_keys, joined
+from dra_runtime.vectors import Storage, T, Unit, Vectors, none_of, order_of, rows
 
-FORMAT, VERSION = "dra-gallery", "1"
-MAX_HEADER = 65_536  #: bytes
-MAX_ID = 1_024  #: characters
-_METADATA = ("format", "version", "bundle_id", "bundle", "dim", "data_sha256")
-_ROWS = 65_536
+__all__ = ["MAX_HEADER", "MAX_ID", "Header", "bundle_of", "check_id", "check_target", "read_gallery", "read_header"]
+__all__ += ["read_gallery_and_index", "write_gallery", "write_parts"]
+
+FORMAT, VERSION = "dra-gallery", "2"
+MAX_INDEX_ARRAYS = 64
+_METADATA = {"format", "version", "bundle_id", "bundle", "dim", SHA256}
+_CODES, _VALUES, _INDEX = "metadata.codes.", "metadata.values.", "index."
+_ROWS = 16_384  # rows in memory at once
 
 
 @dataclass(frozen=True)
 class Header:
-    """What stands before the arrays."""
+    """What a gallery's file says before its arrays.
+
+    ``keys`` are its metadata's; ``tokens`` says whether it holds image tokens; ``index`` is None where it has none.
+    """
 
     bundle_id: str
     bundle: str
     dim: int
     count: int
-    data_sha256: str
-    data_start: int
-    ids_size: int
+    storage: Storage
+    keys: tuple[str, ...]
+    tokens: bool
+    index: IndexReport | None
 
 
-def write_gallery(path: Path, vectors: Vectors, bundle_id: str, bundle: Path, index: object = None) -> None:
+def write_gallery(path: Path, vectors: Vectors, bundle_id: str, bundle: Path, index: StoredIndex | None = None) -> None:
     """Write a gallery file, replacing an older gallery.
+
+    Arrays are read and written block by block, so memory maps stay on the disk.
 
     Raises
     ------
     UsageError
         ``path`` is something else than a gallery or a new name.
     GalleryError
-        It can't be written.
+        It can't be written, or its ids aren't ascending.
+    """
+    write_parts(path, vectors, None, none_of(vectors), bundle_id, bundle, index)
+
+
+def write_parts(
+    path: Path,
+    first: Vectors,
+    alive: npt.NDArray[np.bool_] | None,
+    second: Vectors,
+    bundle_id: str,
+    bundle: Path,
+    index: StoredIndex | None = None,
+) -> None:
+    """Write what is alive of the first rows, and the second, as one gallery; see `write_gallery`.
+
+    ``index`` is over the rows as they are written.
     """
     check_target(path)
-    ids = json.dumps(list(vectors.ids), ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    arrays = [np.ascontiguousarray(vectors.unit, "<f4"), np.ascontiguousarray(vectors.norms, "<f4")]
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(array.data if array.size else b"")
-    digest.update(ids)
-    header = _header_bytes(vectors, len(ids), bundle_id, _hint(path, bundle), digest.hexdigest())
+    metadata = {"format": FORMAT, "version": VERSION, "bundle_id": bundle_id, "bundle": _hint(path, bundle)}
+    metadata["dim"] = str(first.unit.shape[1])
     try:
+        columns = _columns(first, alive, second)
+        if index is not None:
+            metadata["index"] = report_to_json(index.report)
+            columns += [column_of(_INDEX + name, array) for name, array in sorted(index.arrays.items())]
         with replacing(path) as file:
-            file.write(header)
-            for array in arrays:
-                array.tofile(file)
-            file.write(ids)
+            write_container(file, columns, metadata)
     except OSError as error:
         raise GalleryError(f"{path}: can't be written ({error.strerror or error}); nothing was changed") from error
+    except ValueError as error:
+        raise GalleryError(f"{path}: can't be written ({_line(error)}); nothing was changed") from error
 
 
 def read_header(path: Path) -> Header:
@@ -80,21 +112,7 @@ def read_header(path: Path) -> Header:
     GalleryFormatError
         The file is no gallery, or a damaged one.
     """
-    try:
-        if not path.is_file():
-            found = "a folder" if path.is_dir() else "no such file"
-            raise GalleryFormatError(f"{path}: {found}; give a gallery made by dra-search index")
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= MAX_HEADER:
-                raise ValueError("no safetensors header")
-            text = file.read(length)
-        if len(text) != length or text[:1] != b"{":
-            raise ValueError("no safetensors header")
-        values = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
-        return _header(values, 8 + length, path.stat().st_size)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise GalleryFormatError(f"{path}: no gallery, or a damaged one ({_line(error)}); index again") from error
+    return _read_header(path)[0]
 
 
 def read_gallery(path: Path, integrity: Integrity = "hash") -> tuple[Header, Vectors]:
@@ -105,33 +123,44 @@ def read_gallery(path: Path, integrity: Integrity = "hash") -> tuple[Header, Vec
     path
         The file.
     integrity
-        ``"hash"`` reads all of it once and compares its SHA-256; ``"size"`` checks what is cheap to check.
+        ``"hash"`` reads all of it once, compares its SHA-256 and checks everything. ``"size"`` checks shapes, ids and
+        norms, in well under a second for a million images.
 
     Raises
     ------
     GalleryFormatError
         The file is no gallery, or a damaged one.
     """
-    header = read_header(path)
+    return read_gallery_and_index(path, integrity)[:2]
+
+
+def read_gallery_and_index(path: Path, integrity: Integrity = "hash") -> tuple[Header, Vectors, StoredIndex | None]:
+    """Read a gallery and its index, whose arrays are mapped too and checked when it is first used."""
+    header, layout = _read_header(path)
     try:
-        with path.open("rb") as file:
-            data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-        data = data[header.data_start :]
-        unit_size, norms_size = header.count * header.dim * 4, header.count * 4
-        if len(data) != unit_size + norms_size + header.ids_size:
-            raise ValueError("its length changed meanwhile")
-        if integrity == "hash" and hashlib.sha256(data.data).hexdigest() != header.data_sha256:
-            raise ValueError("its SHA-256 is another than the one it states")
-        unit = data[:unit_size].view("<f4").reshape(header.count, header.dim)
-        norms = data[unit_size : unit_size + norms_size].view("<f4")
-        ids = _ids(data[unit_size + norms_size :].tobytes(), header.count)
-        if not (np.isfinite(norms).all() and (norms >= 0).all()):
-            raise ValueError("a norm is negative or not finite")
+        arrays = map_arrays(path, layout, check_hash=integrity == "hash")
+        check_packed(arrays["ids"], arrays["id_offsets"])
+        ids = PackedIds(arrays["ids"], arrays["id_offsets"])
+        norms = arrays["norms"]
+        if len(norms) and not (norms.min() > 0 and norms.max() < np.inf):
+            raise ValueError("a norm isn't positive and finite")
+        keys = [name.removeprefix(_CODES) for name in arrays if name.startswith(_CODES)]
+        columns = {key: MetadataColumn(arrays[_CODES + key], arrays[_VALUES + key]) for key in sorted(keys)}
+        metadata = Metadata(columns) if columns else None
+        if "tokens" in arrays and not arrays["tokens"].size and len(ids):
+            raise ValueError("tokens of no size")
         if integrity == "hash":
-            _check_unit_length(unit)
-    except (OSError, ValueError, RecursionError) as error:
+            check_order(ids)
+            _check_unit_length(arrays["unit"])
+            if metadata:
+                metadata.check()
+    except (OSError, ValueError, UsageError) as error:
         raise GalleryFormatError(f"{path}: a damaged gallery ({_line(error)}); index again") from error
-    return header, Vectors(ids, unit, norms)
+    vectors = Vectors(ids, arrays["unit"], norms, metadata, arrays.get("tokens"))
+    if header.index is None:
+        return header, vectors, None
+    stored = {name.removeprefix(_INDEX): array for name, array in arrays.items() if name.startswith(_INDEX)}
+    return header, vectors, StoredIndex(header.index, stored)
 
 
 def bundle_of(path: Path) -> Path:
@@ -151,111 +180,132 @@ def check_target(path: Path) -> None:
         raise UsageError(f"{path}: its folder {path.parent} doesn't exist; make it first")
     if path.is_symlink() or path.exists():
         try:
-            read_header(path)
-        except GalleryFormatError as error:
-            raise UsageError(f"{path} exists and is no gallery; give another name, or remove it first") from error
+            is_gallery = read_layout(path).metadata.get("format") == FORMAT  # of any version
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            is_gallery = False
+        if not is_gallery:
+            raise UsageError(f"{path} exists and is no gallery; give another name, or remove it first")
 
 
-def check_id(value: object) -> str:
-    """Return an id, or raise UsageError if it can't be one."""
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_ID:
-        raise UsageError(f"{value!r:.80} is no id; give a text of 1 to {MAX_ID} characters")
+def _read_header(path: Path) -> tuple[Header, Layout]:
     try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError(f"the id {value!r:.80} isn't valid Unicode; rename it") from error
-    return value
+        if not path.is_file():
+            found = "a folder" if path.is_dir() else "no such file"
+            raise GalleryFormatError(f"{path}: {found}; give a gallery made by dra-search index")
+        layout = read_layout(path)
+        return _header(layout), layout
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
+        raise GalleryFormatError(f"{path}: no gallery, or a damaged one ({_line(error)}); index again") from error
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside ``path`` that takes its place when all went well, and vanishes otherwise."""
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _header_bytes(vectors: Vectors, ids_size: int, bundle_id: str, bundle: str, digest: str) -> bytes:
-    count, dim = vectors.unit.shape
-    ends = np.cumsum([count * dim * 4, count * 4, ids_size]).tolist()
-    values = {
-        "__metadata__": {
-            "format": FORMAT,
-            "version": VERSION,
-            "bundle_id": bundle_id,
-            "bundle": bundle,
-            "dim": str(dim),
-            "data_sha256": digest,
-        },
-        "unit": {"dtype": "F32", "shape": [count, dim], "data_offsets": [0, ends[0]]},
-        "norms": {"dtype": "F32", "shape": [count], "data_offsets": [ends[0], ends[1]]},
-        "ids": {"dtype": "U8", "shape": [ids_size], "data_offsets": [ends[1], ends[2]]},
-    }
-    text = json.dumps(values, separators=(",", ":")).encode("ascii")
-    text += b" " * (-len(text) % 8)  # the arrays begin at a multiple of 8, as the container recommends
-    return len(text).to_bytes(8, "little") + text
-
-
-def _header(values: dict[str, Any], data_start: int, file_size: int) -> Header:
-    if set(values) != {"__metadata__", "unit", "norms", "ids"}:
-        raise ValueError("other arrays than a gallery's")
-    metadata = values["__metadata__"]
-    if metadata["format"] != FORMAT:
-        raise ValueError("other arrays than a gallery's")
-    if metadata["version"] != VERSION:
-        raise ValueError(f"its version is {metadata['version']!r:.20} where this toolkit reads {VERSION}")
-    if set(metadata) != set(_METADATA) or not all(isinstance(v, str) for v in metadata.values()):
+def _header(layout: Layout) -> Header:
+    metadata, entries = layout.metadata, layout.entries
+    if metadata.get("format") != FORMAT:
+        raise ValueError("its format isn't a gallery's")
+    if metadata.get("version") != VERSION:
+        raise ValueError(f"its version is {metadata.get('version')!r:.20}, this program reads {VERSION}")
+    if set(metadata) - {"index"} != _METADATA:
         raise ValueError("other metadata than a gallery's")
-    count, dim = values["unit"]["shape"]
-    (ids_size,) = values["ids"]["shape"]
-    if not all(type(n) is int and n >= 0 for n in (count, dim, ids_size)) or dim < 1 or metadata["dim"] != str(dim):
+    if not {"unit", "norms", "ids", "id_offsets"} <= set(entries):
+        raise ValueError("other arrays than a gallery's")
+    shape = entries["unit"].shape
+    if len(shape) != 2 or shape[1] < 1 or metadata["dim"] != str(shape[1]):
         raise ValueError("impossible shapes")
-    offset = 0
-    for name, dtype, shape, size in (
-        ("unit", "F32", [count, dim], count * dim * 4),
-        ("norms", "F32", [count], count * 4),
-        ("ids", "U8", [ids_size], ids_size),
-    ):
-        if values[name] != {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}:
-            raise ValueError(f"impossible shape or place of {name}")
-        offset += size
-    if data_start + offset != file_size:
-        raise ValueError(f"{file_size} bytes where its header says {data_start + offset}")
+    count, dim = shape
+    keys = {name.removeprefix(_CODES) for name in entries if name.startswith(_CODES)}
+    index_arrays = {name for name in entries if name.startswith(_INDEX)}
+    check_keys(keys)
+    if len(index_arrays) > MAX_INDEX_ARRAYS or (index_arrays and "index" not in metadata):
+        raise ValueError("arrays of an index that it doesn't describe")
+    allowed: dict[str, tuple[str, tuple[int | None, ...]]] = {
+        "unit": ("f2" if entries["unit"].dtype == np.float16 else "f4", (count, dim)),
+        "norms": ("f4", (count,)),
+        "id_offsets": ("i8", (count + 1,)),
+        "ids": ("u1", (None,)),
+        "tokens": ("f2", (count, None, None)),
+    }
+    for key in keys:
+        check_key(key)
+        allowed |= {_CODES + key: ("i4", (count,)), _VALUES + key: ("u1", (None,))}
+    for name, entry in entries.items():
+        if name in index_arrays:
+            continue
+        if name not in allowed:
+            raise ValueError(f"other arrays than a gallery's: {name[:40]!r}")
+        code, wanted = allowed[name]
+        fits = len(entry.shape) == len(wanted) and all(
+            n is None or n == m for n, m in zip(wanted, entry.shape, strict=False)
+        )
+        if entry.dtype != np.dtype(code) or not fits:
+            raise ValueError(f"impossible type or shape of {name[:80]!r}")
+    if any(_VALUES + key not in entries for key in keys):
+        raise ValueError("metadata without values")
     return Header(
         bundle_id=metadata["bundle_id"],
         bundle=metadata["bundle"],
         dim=dim,
         count=count,
-        data_sha256=metadata["data_sha256"],
-        data_start=data_start,
-        ids_size=ids_size,
+        storage="float16" if entries["unit"].dtype == np.float16 else "float32",
+        keys=tuple(sorted(keys)),
+        tokens="tokens" in entries,
+        index=report_from_json(metadata["index"]) if "index" in metadata else None,
     )
 
 
-def _ids(text: bytes, count: int) -> tuple[str, ...]:
-    ids = json.loads(text.decode("utf-8"))
-    if not isinstance(ids, list) or len(ids) != count:
-        raise ValueError("not as many ids as vectors")
-    try:
-        checked = tuple(check_id(value) for value in ids)
-    except UsageError as error:
-        raise ValueError(str(error)) from error
-    if any(a >= b for a, b in itertools.pairwise(checked)):
-        raise ValueError("ids out of order, or one twice")
-    return checked
+def _columns(first: Vectors, alive: npt.NDArray[np.bool_] | None, second: Vectors) -> list[Column]:
+    """Return the arrays of a file, in its order; ValueError where the ids aren't ascending."""
+    order = order_of(first.ids, alive, second.ids)
+
+    def column(name: str, ours: npt.NDArray[T], others: npt.NDArray[T]) -> Column:
+        def blocks() -> Iterator[npt.NDArray[T]]:
+            for start in range(0, len(order), _ROWS):
+                yield rows(ours, others, order[start : start + _ROWS])
+
+        return Column(name, ours.dtype, (len(order), *ours.shape[1:]), blocks)
+
+    def ids() -> Iterator[bytes]:
+        if len(order) == len(first) and not len(second):
+            yield from (name.encode("utf-8") for name in first.ids)
+            return
+        for row in order.tolist():
+            yield (first.ids[row] if row < len(first) else second.ids[row - len(first)]).encode("utf-8")
+
+    offsets = _offsets(ids(), len(order))
+    columns = [
+        column("unit", first.unit, second.unit),
+        column("norms", first.norms, second.norms),
+        column_of("id_offsets", offsets),
+        Column("ids", np.uint8, (int(offsets[-1]),), lambda: _blocks_of(ids())),
+    ]
+    if first.tokens is not None and second.tokens is not None:
+        columns.append(column("tokens", first.tokens, second.tokens))
+    metadata = joined(first.metadata, second.metadata, (len(first), len(second)), order)
+    for key, values in metadata.columns.items() if metadata else ():
+        columns.append(column_of(_CODES + key, values.codes))
+        columns.append(column_of(_VALUES + key, np.frombuffer(values.encoded, np.uint8)))
+    return columns
 
 
-def _check_unit_length(unit: npt.NDArray[np.float32]) -> None:
+def _offsets(ids: Iterator[bytes], count: int) -> npt.NDArray[np.int64]:
+    offsets, before = np.zeros(count + 1, np.int64), b""
+    for row, name in enumerate(ids, 1):
+        if name <= before:
+            raise ValueError("ids out of order, or one twice")
+        offsets[row] = len(name)
+        before = name
+    return np.cumsum(offsets)
+
+
+def _blocks_of(ids: Iterator[bytes]) -> Iterator[npt.NDArray[np.uint8]]:
+    while block := b"".join(islice(ids, _ROWS)):
+        yield np.frombuffer(block, np.uint8)
+
+
+def _check_unit_length(unit: Unit) -> None:
+    most = 2e-3 if unit.dtype == np.float16 else 1e-3
     for start in range(0, len(unit), _ROWS):
-        lengths = np.linalg.norm(unit[start : start + _ROWS], axis=1)
-        if not ((abs(lengths - 1) < 1e-3) | (lengths == 0)).all():
+        lengths = np.linalg.norm(np.asarray(unit[start : start + _ROWS], np.float32), axis=1)
+        if not (abs(lengths - 1) < most).all():
             raise ValueError("a vector isn't of unit length")
 
 
@@ -266,13 +316,6 @@ def _hint(path: Path, bundle: Path) -> str:
         return Path(os.path.relpath(target, folder)).as_posix()
     except ValueError:  # on another drive
         return str(target)
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a key stands twice")
-    return values
 
 
 def _line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dra_runtime.errors import GalleryFormatError, UsageError
+from dra_runtime.strict_json import values_from_json
 
 Value = str | int | float | bool | list[str]
 Item = Mapping[str, Value]  # the metadata of one image
@@ -41,14 +42,14 @@ class Column:
     def values(self) -> list[Value]:
         """The different values, once they and the codes are found sound; GalleryFormatError otherwise."""
         try:
-            values = json.loads(bytes(self.encoded).decode("utf-8"))
+            values = values_from_json(bytes(self.encoded))
             if not isinstance(values, list):
                 raise ValueError("no list of values")
             for value in values:
                 _checked_value("metadata", value)
             if len(self.codes) and not (self.codes.min() >= _NONE and self.codes.max() < len(values)):
                 raise ValueError("a code without a value")
-        except (ValueError, RecursionError, UsageError) as error:
+        except (ValueError, UsageError) as error:
             raise GalleryFormatError(f"the gallery's metadata is damaged ({error}); index again") from error
         return values
 
@@ -129,7 +130,7 @@ def check_key(key: object) -> str:
     return str(key)
 
 
-def check_keys(keys: Sequence[str] | Mapping[str, object]) -> None:
+def check_keys(keys: Collection[str]) -> None:
     """Refuse more keys than a gallery can hold."""
     if len(keys) > MAX_KEYS:
         raise UsageError(f"{len(keys)} different keys of metadata; a gallery holds at most {MAX_KEYS}")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from dra_runtime.errors import UnknownIdError, UsageError
 from dra_runtime.metadata import Value, allowed_rows
 from dra_runtime.search import Ranked, top_k
-from dra_runtime.vectors import Vectors, merged, row_of
+from dra_runtime.vectors import Vectors, merged, none_of, row_of
 
 if TYPE_CHECKING:
     from dra_runtime.gallery_index import GalleryIndex
@@ -196,13 +196,21 @@ def with_added(snapshot: Snapshot, vectors: Vectors) -> Snapshot:
     return Snapshot(tuple(segments))
 
 
+def parts(snapshot: Snapshot) -> tuple[Segment, Vectors]:
+    """Return the first segment, and the living rows of all others as one set."""
+    first, *others = snapshot.segments
+    if not others:
+        return first, none_of(first.vectors)
+    while len(others) > 1:  # from the smallest
+        last, before = others.pop(), others.pop()
+        others.append(Segment(_merged(before, last)))
+    return first, _living(others[0])
+
+
 def whole(snapshot: Snapshot) -> Vectors:
-    """Copy all living rows into one set; a single segment without dead rows is returned as it is."""
-    segments = list(snapshot.segments)
-    while len(segments) > 1:  # from the smallest
-        last, before = segments.pop(), segments.pop()
-        segments.append(Segment(_merged(before, last)))
-    return _living(segments[0])
+    """Return all living rows as one set: those of a single segment as they are, otherwise a copy in memory."""
+    first, others = parts(snapshot)
+    return merged(first.vectors, first.alive, others) if len(others) else _living(first)
 
 
 def _merged(first: Segment, second: Segment) -> Vectors:
@@ -213,8 +221,7 @@ def _living(segment: Segment) -> Vectors:
     vectors = segment.vectors
     if segment.alive is None:
         return vectors
-    tokens = None if vectors.tokens is None else vectors.tokens[:0]
-    return merged(vectors, segment.alive, Vectors((), vectors.unit[:0], vectors.norms[:0], None, tokens))
+    return merged(vectors, segment.alive, none_of(vectors))
 
 
 def _search_segment(

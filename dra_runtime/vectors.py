@@ -122,7 +122,17 @@ def merged(first: Vectors, alive: npt.NDArray[np.bool_] | None, second: Vectors)
 def rows(first: npt.NDArray[T], second: npt.NDArray[T], order: npt.NDArray[np.int64]) -> npt.NDArray[T]:
     """Gather rows of two arrays, as `order_of` numbers them."""
     of_second = order >= len(first)
+    if not of_second.any():
+        start, count = (int(order[0]), len(order)) if len(order) else (0, 0)
+        if (np.diff(order) == 1).all():  # most blocks of a gallery that hardly changed: no copy
+            return first[start : start + count]
     gathered = np.empty((len(order), *first.shape[1:]), first.dtype)
     gathered[~of_second] = first[order[~of_second]]
     gathered[of_second] = second[order[of_second] - len(first)]
     return gathered
+
+
+def none_of(vectors: Vectors) -> Vectors:
+    """Return no rows of the same kind."""
+    tokens = None if vectors.tokens is None else vectors.tokens[:0]
+    return Vectors((), vectors.unit[:0], vectors.norms[:0], None, tokens)

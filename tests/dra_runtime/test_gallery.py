@@ -5,17 +5,12 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
-from safetensors.numpy import load_file, save_file
 
 from dra_runtime import search
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import (
     GalleryError,
-    GalleryFormatError,
-    GalleryMismatchError,
     ImageError,
     TextError,
     UnknownIdError,
@@ -23,7 +18,6 @@ from dra_runtime.errors import (
 )
 from dra_runtime.folder import images_of_folder
 from dra_runtime.gallery import Gallery, Hit
-from dra_runtime.gallery_file import bundle_of, read_gallery
 
 
 @pytest.fixture(scope="module")
@@ -299,184 +293,6 @@ def test_folders_without_images(encoder, tmp_path):
     (tmp_path / "x.png").write_bytes(b"x")
     with pytest.raises(GalleryError, match="none of its 1 images"):
         Gallery.build(encoder, str(tmp_path))
-
-
-def test_saved_and_opened(encoder, gallery, tmp_path):
-    path = tmp_path / "shop.gallery"
-    gallery.save(path)
-    opened = Gallery.open(path, encoder)
-    assert opened.ids == gallery.ids
-    query = np.random.default_rng(0).normal(size=(20, 8))
-    assert opened.search_vectors(query) == gallery.search_vectors(query)
-    assert opened.search(text="a", id="item-2") == gallery.search(text="a", id="item-2")
-    opened.remove(["item-2"])
-    opened.save(path)  # over the file that it is mapped from
-    assert len(Gallery.open(path, encoder)) == 39
-    assert [entry.name for entry in tmp_path.iterdir()] == ["shop.gallery"]
-
-
-def test_an_empty_gallery_is_saved_and_opened(encoder, tmp_path):
-    Gallery.build(encoder, {}).save(tmp_path / "empty.gallery")
-    assert len(Gallery.open(tmp_path / "empty.gallery", encoder)) == 0
-
-
-def test_the_file_is_safetensors(encoder, gallery, tmp_path):
-    path = tmp_path / "shop.gallery"
-    gallery.save(path)
-    arrays = load_file(path)
-    assert set(arrays) == {"unit", "norms", "ids"}
-    np.testing.assert_allclose(np.linalg.norm(arrays["unit"], axis=1), 1, atol=1e-6)
-    assert np.array_equal(arrays["unit"] * arrays["norms"][:, None], gallery.features(gallery.ids))
-    assert json.loads(arrays["ids"].tobytes()) == list(gallery.ids)
-
-
-def test_a_gallery_remembers_its_bundle(bundle_path, tmp_path):
-    import shutil
-
-    home = tmp_path / "home"
-    bundle = shutil.copytree(bundle_path, home / "bundles" / "demo")
-    (home / "galleries").mkdir()
-    Gallery.build(Encoder.open(bundle), {}).save(home / "galleries" / "g")
-    assert bundle_of(home / "galleries" / "g") == bundle
-    home.rename(tmp_path / "moved")
-    assert bundle_of(tmp_path / "moved/galleries/g") == tmp_path / "moved/bundles/demo"
-
-
-def test_another_bundles_gallery(encoder, other_bundle_path, gallery, tmp_path):
-    gallery.save(tmp_path / "g")
-    other = Encoder.open(other_bundle_path)
-    with pytest.raises(GalleryMismatchError) as caught:
-        Gallery.open(tmp_path / "g", other)
-    message = str(caught.value)
-    assert encoder.bundle_id[:16] in message
-    assert other.bundle_id[:16] in message
-    assert "dra-search index" in message
-    assert "\n" not in message
-
-
-def test_only_galleries_are_overwritten(gallery, tmp_path):
-    notes = tmp_path / "notes.txt"
-    notes.write_text("precious")
-    link = tmp_path / "link"
-    link.symlink_to(tmp_path / "nowhere")
-    for path in (notes, tmp_path, link, tmp_path / "missing" / "g"):
-        with pytest.raises(UsageError) as caught:
-            gallery.save(path)
-        assert "\n" not in str(caught.value)
-    assert notes.read_text() == "precious"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "notes.txt"]
-
-
-def test_a_failed_write_leaves_nothing_behind(gallery, tmp_path, monkeypatch):
-    path = tmp_path / "g"
-    gallery.save(path)
-    before = path.read_bytes()
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(GalleryError, match="No space"):
-        gallery.save(path)
-    assert path.read_bytes() == before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["g"]
-
-
-def test_files_that_are_no_gallery(encoder, gallery, tmp_path):
-    good = tmp_path / "g"
-    gallery.save(good)
-    data = good.read_bytes()
-    save_file({"unit": np.ones((2, 8), np.float32)}, tmp_path / "other")
-    cases = [b"", b"short", b"\xff" * 100, data[:-1], data + b"x", data[:200], (tmp_path / "other").read_bytes()]
-    for case in cases:
-        (tmp_path / "case").write_bytes(case)
-        for integrity in ("hash", "size"):
-            with pytest.raises(GalleryFormatError) as caught:
-                Gallery.open(tmp_path / "case", encoder, integrity)
-            assert "\n" not in str(caught.value)
-    for path in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(GalleryFormatError):
-            Gallery.open(path, encoder)
-    with pytest.raises(UsageError):
-        Gallery.open(good, encoder, "none")
-
-
-@pytest.mark.parametrize(
-    ("metadata", "arrays", "message"),
-    [
-        ({"version": "2"}, {}, "version"),
-        ({"format": "other"}, {}, "other arrays"),
-        ({"more": "x"}, {}, "metadata"),
-        ({"dim": "9"}, {}, "shapes"),
-        ({}, {"ids": ["b", "a"]}, "order"),
-        ({}, {"ids": ["a", "a"]}, "order"),
-        ({}, {"ids": ["a"]}, "as many"),
-        ({}, {"ids": {"a": 1, "b": 2}}, "as many"),
-        ({}, {"ids": ["a", 5]}, "no id"),
-        ({}, {"ids": ["", "a"]}, "no id"),
-        ({}, {"norms": np.array([1, -1], np.float32)}, "norm"),
-        ({}, {"norms": np.array([1, np.nan], np.float32)}, "norm"),
-        ({}, {"unit": np.ones((2, 8), np.float32)}, "unit length"),
-        ({}, {"unit": np.full((2, 8), np.nan, np.float32)}, "unit length"),
-        ({}, {"unit": np.eye(2, 8)}, "place of unit"),
-        ({}, {"norms": np.ones(3, np.float32)}, "place of"),
-        ({}, {"extra": np.ones(3)}, "other arrays"),
-    ],
-)
-def test_made_up_galleries(encoder, tmp_path, metadata, arrays, message):
-    """Files with right hashes and wrong content."""
-    import hashlib
-
-    arrays = {"unit": np.eye(2, 8, dtype=np.float32), "norms": np.ones(2, np.float32), "ids": ["a", "b"]} | arrays
-    arrays["ids"] = np.frombuffer(json.dumps(arrays["ids"]).encode(), np.uint8)
-    body = b"".join(array.tobytes() for array in arrays.values())
-    header, offset = {}, 0
-    for name, array in arrays.items():
-        dtype = {"float32": "F32", "float64": "F64", "uint8": "U8"}[str(array.dtype)]
-        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
-        offset += array.nbytes
-    header["__metadata__"] = {
-        "format": "dra-gallery",
-        "version": "1",
-        "bundle_id": encoder.bundle_id,
-        "bundle": "b",
-        "dim": "8",
-        "data_sha256": hashlib.sha256(body).hexdigest(),
-        **metadata,
-    }
-    text = json.dumps(header).encode()
-    (tmp_path / "g").write_bytes(len(text).to_bytes(8, "little") + text + body)
-    with pytest.raises(GalleryFormatError, match=message):
-        read_gallery(tmp_path / "g")
-
-
-@settings(max_examples=250, deadline=None)
-@given(st.data())
-def test_damaged_files_are_refused_or_right(encoder, tmp_path_factory, data):
-    if not _FUZZED:
-        folder = tmp_path_factory.mktemp("fuzz")
-        Gallery.build(encoder, pictures(5)).save(folder / "good")
-        _FUZZED.append(folder)
-    folder = _FUZZED[0]
-    raw = bytearray((folder / "good").read_bytes())
-    header_end = 8 + int.from_bytes(raw[:8], "little")
-    for _ in range(data.draw(st.integers(1, 3))):
-        end = header_end if data.draw(st.booleans()) else len(raw)
-        raw[data.draw(st.integers(0, end - 1))] = data.draw(st.integers(0, 255))
-    (folder / "bad").write_bytes(raw)
-    try:
-        opened = Gallery.open(folder / "bad", encoder)
-    except GalleryError as error:
-        message = str(error)
-    else:
-        message = ""
-        good = Gallery.open(folder / "good", encoder)
-        query = np.arange(1.0, 9)[None]
-        assert opened.search_vectors(query) == good.search_vectors(query)
-    assert "\n" not in message
-
-
-_FUZZED: list = []
 
 
 def test_hits_are_plain_values(gallery):
