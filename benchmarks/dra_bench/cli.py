@@ -24,6 +24,8 @@ def _later(name: str, short_help: str) -> Later:
 main.later = {
     "latency": _later("latency", "Time every part of a query, PyTorch beside one bundle or several."),
     "recall": _later("recall", "Compare the answers of both."),
+    "memory": _later("memory", "Compare the memory of processes that answer queries."),
+    "coldstart": _later("coldstart", "Time from starting Python to the first answer."),
     "gallery": _later("gallery", "Time the search in large galleries, exact and with an index."),
     "report": _later("report", "Write one page about a run."),
 }

@@ -72,20 +72,25 @@ class CpuClock:
     """Seconds of processor time since some start, summed over all cores."""
 
     machine: float  #: of all programs
-    own: float  #: of this process
+    own: float  #: of this process and those it started and waited for
     wall: float
 
 
 def cpu_clock(stat: Path = Path("/proc/stat")) -> CpuClock | None:
-    """Read the processor time that the machine and this process have used; None outside Linux."""
+    """Read the processor time that the machine, and this process with its children, have used; None outside Linux."""
     try:
         fields = [int(n) for n in stat.read_text(encoding="ascii").splitlines()[0].split()[1:9]]
         user, nice, system, _idle, _iowait, irq, softirq, steal = fields
     except (OSError, ValueError, IndexError):
         return None
     ticks = user + nice + system + irq + softirq + steal
-    own = os.times()
-    return CpuClock(ticks / os.sysconf("SC_CLK_TCK"), own.user + own.system, time.monotonic())
+    spent = os.times()
+    own = spent.user + spent.system + spent.children_user + spent.children_system
+    return CpuClock(
+        ticks / os.sysconf("SC_CLK_TCK"),
+        own,
+        time.monotonic(),
+    )
 
 
 def used_by_others(before: CpuClock | None, after: CpuClock | None) -> float | None:

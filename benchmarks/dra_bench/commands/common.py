@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from click.core import ParameterSource
 
 from dra_bench.environment import BUSY, cpu_clock, used_by_others
+from dra_bench.fresh import Probe, Stage, run_probes
 from dra_bench.timing import LEAST_SAMPLES, Cell, Timings, measure
 from dra_runtime.console import progress
 from dra_runtime.encoder import Encoder
@@ -78,21 +80,47 @@ def timed_in_turns(
 
     Notes on stderr say when a measurement is not to be quoted.
     """
-    done = 0
     before = cpu_clock()
-    with progress(1000, label) as bar:
-
-        def advance(rounds: int, planned: int) -> None:
-            nonlocal done
-            bar(1000 * rounds // planned - done)
-            done = 1000 * rounds // planned
-
+    with progress_of(label) as advance:
         timings = measure(cells, samples, seconds, advance=advance)
     others = used_by_others(before, cpu_clock())
     note_others(others)
     if not timings.steady:
         click.echo("note: not every row had settled after the warm-up; --seconds gives it more time", err=True)
     return timings, others
+
+
+def run_in_turns(
+    probes: Sequence[Probe], runs: int, label: str
+) -> tuple[dict[str, list[Sequence[Stage]]], float | None]:
+    """Run each probe in fresh processes under a progress bar.
+
+    Returns the stages of all runs by the probe's name, and which share of the CPUs other programs used.
+    """
+    found: dict[str, list[Sequence[Stage]]] = {probe.name: [] for probe in probes}
+    before = cpu_clock()
+    with progress(runs * len(probes), label) as bar:
+        for name, stages in run_probes(probes, runs):
+            found[name].append(stages)
+            bar(1)
+    others = used_by_others(before, cpu_clock())
+    note_others(others)
+    return found, others
+
+
+@contextmanager
+def progress_of(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar; yields a function that takes how much is done, and of how much."""
+    shown = 0
+    with progress(1000, label) as bar:
+
+        def advance(done: int, planned: int) -> None:
+            nonlocal shown
+            now = 1000 * done // max(planned, 1)
+            bar(max(now - shown, 0))
+            shown = now
+
+        yield advance
 
 
 def note_others(others: float | None) -> None:

@@ -16,6 +16,8 @@ from dra_bench.commands.common import (
     identities,
     json_option,
     output_option,
+    progress_of,
+    run_in_turns,
     samples_option,
     seconds_option,
     shown_command,
@@ -23,7 +25,7 @@ from dra_bench.commands.common import (
     timed_in_turns,
 )
 from dra_bench.environment import environment
-from dra_bench.fresh import Probe, Stage, raw, run_probes
+from dra_bench.fresh import Probe, raw
 from dra_bench.gallery_cache import (
     EXACT,
     INDEX_STORAGE,
@@ -156,15 +158,7 @@ def _make(collection: Collection, kinds: Sequence[str]) -> dict[str, Path]:
 
 
 def _make_one(collection: Collection, variant: str) -> Path:
-    done = 0
-    with progress(1000, f"{collection.items:,}, {NAMES[variant]}") as bar:
-
-        def advance(rows: int, planned: int) -> None:
-            nonlocal done
-            now = 1000 * rows // max(planned, 1)
-            bar(max(now - done, 0))
-            done = now
-
+    with progress_of(f"{collection.items:,}, {NAMES[variant]}") as advance:
         return cached_gallery(collection, variant, advance)
 
 
@@ -185,11 +179,7 @@ def _measured(
         probes = [
             Probe(name, "gallery", (bundle, path, file, collection.encoder.threads)) for name, path in paths.items()
         ]
-        memories: dict[str, list[tuple[Stage, ...]]] = {name: [] for name in paths}
-        with progress(runs * len(probes), f"{collection.items:,}, fresh processes") as bar:
-            for name, stages in run_probes(probes, runs):
-                memories[name].append(stages)
-                bar(1)
+        memories, _ = run_in_turns(probes, runs, f"{collection.items:,}, fresh processes")
     galleries = {name: Gallery.open(path, collection.encoder, "size") for name, path in paths.items()}
     with progress(len(galleries) * len(queries), f"{collection.items:,}, recall") as bar:
         found = {name: answers(gallery, queries, bar) for name, gallery in galleries.items()}
