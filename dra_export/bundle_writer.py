@@ -34,6 +34,7 @@ from dra_runtime.errors import UsageError
 from dra_runtime.files import replace_folder, write_json
 from dra_runtime.manifest import MANIFEST, SELFTEST, manifest_to_dict, schema_version_of
 from dra_runtime.selfcheck import require_selfcheck
+from dra_runtime.sessions import ONNXRUNTIME_CPU
 from dra_train.checkpoint import Checkpoint
 from dra_train.model import DRA
 from dra_train.vocabulary import clip_tokenizer
@@ -83,7 +84,7 @@ def write_bundle(
     try:
         work.mkdir(parents=True)
         _fill(work, checkpoint, precision, lower, image_input)
-        require_selfcheck(Encoder.open(work))
+        require_selfcheck(Encoder.open(work, ONNXRUNTIME_CPU))
         replace_folder(work, out)
     except OSError as error:
         raise UsageError(f"{out} can't be written: {error.strerror or error}; choose another place with -o") from error

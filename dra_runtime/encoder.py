@@ -16,7 +16,7 @@ from PIL import Image
 from dra_runtime.bundle import Bundle, Integrity
 from dra_runtime.errors import BundleFormatError, TextError, UsageError
 from dra_runtime.preprocess import ImageSource, Preprocess, open_image
-from dra_runtime.sessions import Session, checked_threads, choose_backend, open_onnxruntime_cpu
+from dra_runtime.sessions import GpuOptions, Session, checked_threads, choose_backend, open_session
 from dra_runtime.threads import require_process
 from dra_runtime.tokenizer import Tokenizer
 
@@ -28,7 +28,7 @@ IMAGE_BATCH = 16  # images in memory at once
 TEXT_BATCH = 64
 COMPOSE_BATCH = 256
 TEXT_BUCKET = 8  # texts whose lengths differ by less share a batch
-MAX_TEXT = 100_000  #: characters; the tokens of a text are cut at 77 anyway
+MAX_TEXT = 10_000  #: characters: the tokens of a text are cut at 77 anyway, and ftfy takes quadratic time on some
 
 
 class Encoder:
@@ -47,10 +47,12 @@ class Encoder:
         threads: int,
         tokenizer: Tokenizer,
         sessions: Mapping[str, Session] | None = None,
+        gpu: GpuOptions | None = None,
     ) -> None:
         self._bundle = bundle
         self._backend = backend
         self._threads = threads
+        self._gpu = gpu
         self._tokenizer = tokenizer
         self._sessions: dict[str, Session] = dict(sessions or {})
         self._lock = threading.Lock()
@@ -64,6 +66,7 @@ class Encoder:
         threads: int | None = None,
         integrity: Integrity = "hash",
         check: bool = False,
+        gpu: GpuOptions | None = None,
     ) -> Encoder:
         """Open a bundle.
 
@@ -72,27 +75,31 @@ class Encoder:
         path
             The bundle's folder.
         backend
-            ``"auto"`` or ``"onnxruntime-cpu"``. A backend that was asked for and isn't there is an error.
+            ``"tensorrt"``, ``"tensorrt-rtx"``, ``"onnxruntime-cuda"``, ``"onnxruntime-cpu"``, or ``"auto"`` for the
+            first of them that works here; the attribute `backend` says which. One that was asked for by its name and
+            can't be used is an error. See docs/backends.md.
         threads
             Threads of one computation; by default the CPUs that affinity and container quota leave us.
         integrity
             ``"hash"`` compares every file's SHA-256 with the manifest, ``"size"`` only its size.
         check
             Run the bundle's selftest first (see `dra_runtime.selfcheck`).
+        gpu
+            How a backend on the GPU uses it; by default as `dra_runtime.sessions.GpuOptions` says.
 
         Raises
         ------
         BundleError
             The bundle can't be used.
         BackendError
-            The backend isn't there.
+            The backend can't be used here; the line says why, and what to do.
         SelfCheckError
             This host doesn't reproduce the exporter's vectors.
         """
         threads = checked_threads(threads)
-        backend = choose_backend(backend)
         bundle = Bundle.open(path, integrity)
-        encoder = cls(bundle, backend, threads, _load_tokenizer(bundle))
+        backend, sessions = choose_backend(backend, bundle, threads, gpu)
+        encoder = cls(bundle, backend, threads, _load_tokenizer(bundle), sessions, gpu)
         if check:
             from dra_runtime.selfcheck import require_selfcheck
 
@@ -156,7 +163,9 @@ class Encoder:
             with self._lock:
                 session = self._sessions.get(graph)
                 if session is None:
-                    session = self._sessions[graph] = self._open_session(graph)
+                    session = self._sessions[graph] = open_session(
+                        self._backend, self._bundle, graph, self._threads, self._gpu
+                    )
         return session
 
     def encode_images(self, images: ImageSource | Iterable[ImageSource]) -> Features:
@@ -268,7 +277,8 @@ class Encoder:
         """Encode texts.
 
         Each batch is cut to its longest text, which changes nothing: the text tower is causal and pooled at the end
-        token, so it never sees what stands behind. Texts of like length share a batch.
+        token, so it never sees what stands behind. Texts of like length share a batch, except in INT8
+        (docs/exactness.md).
 
         Returns
         -------
@@ -297,7 +307,7 @@ class Encoder:
         """
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         features = np.empty((len(rows), self.dim), np.float32)
-        for group in _by_length(order, [len(row) for row in rows]):
+        for group in _by_length(order, [len(row) for row in rows], self._rows_at_once(TEXT_BATCH)):
             tokens = np.zeros((len(group), len(rows[group[-1]])), np.int32)
             for row, i in zip(tokens, group, strict=True):
                 row[: len(rows[i])] = rows[i]
@@ -339,8 +349,9 @@ class Encoder:
                 f"{len(image_features)} image_features and {len(text_features)} text_features; give pairs of them"
             )
         queries = []
-        for first in range(0, len(image_features), COMPOSE_BATCH):
-            part = slice(first, first + COMPOSE_BATCH)
+        step = self._rows_at_once(COMPOSE_BATCH)
+        for first in range(0, len(image_features), step):
+            part = slice(first, first + step)
             inputs = {"image_features": image_features[part], "text_features": text_features[part]}
             queries.append(self.session("compositor").run(inputs)["query"])
         return self._joined(queries)
@@ -363,6 +374,14 @@ class Encoder:
         text_features = self.encode_texts(texts)
         return self.compose(self.encode_images(images), text_features)
 
+    def _rows_at_once(self, most: int) -> int:
+        """Return how many texts or queries share a batch.
+
+        INT8's text encoder and compositor take the scale of their activations from the whole batch: a query's answers
+        would depend on the others that happened to be asked with it. So there each runs alone.
+        """
+        return 1 if self._bundle.manifest.precision == "int8" else most
+
     def _image_outputs(self, images: ImageSource | Iterable[ImageSource]) -> Iterator[dict[str, Features]]:
         """Run the image encoder over images, a batch at a time."""
         sources: Iterable[ImageSource] = [images] if _is_one_image(images) else images  # type: ignore[list-item, assignment]
@@ -371,13 +390,6 @@ class Encoder:
 
     def _joined(self, batches: Sequence[Features]) -> Features:
         return np.concatenate(batches) if batches else np.empty((0, self.dim), np.float32)
-
-    def _open_session(self, graph: str) -> Session:
-        spec = self._bundle.manifest.graphs.get(graph)
-        if spec is None:
-            raise UsageError(f"{self._bundle.path} has no {graph}; it has {', '.join(self._bundle.manifest.graphs)}")
-        half = self._bundle.manifest.precision == "fp16"
-        return open_onnxruntime_cpu(self._bundle.file(spec.file), spec, self._threads, half)
 
 
 def token_rows(tokenizer: Tokenizer, texts: str | Iterable[str]) -> list[list[int]]:
@@ -450,7 +462,7 @@ def _iterable(items: Iterable[Item], name: str) -> Iterable[Item]:
     return items
 
 
-def _by_length(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+def _by_length(order: Sequence[int], lengths: Sequence[int], most: int) -> Iterator[list[int]]:
     """Cut an order by rising length into batches whose lengths lie in one bucket."""
     for _, same in groupby(order, key=lambda i: -(-lengths[i] // TEXT_BUCKET)):
-        yield from _batches(same, TEXT_BATCH)
+        yield from _batches(same, most)

@@ -10,7 +10,6 @@ import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
 LIBRARIES = (TENSORRT, TENSORRT_RTX)
@@ -52,6 +51,8 @@ def this_platform() -> str:
 
 def installed_libraries() -> dict[str, str]:
     """Return the installed TensorRT libraries with their versions."""
+    from importlib import metadata  # slow to import
+
     found = {}
     for library in LIBRARIES:
         try:

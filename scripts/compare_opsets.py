@@ -26,12 +26,13 @@ from dra_export.graphs import Graph, graphs_of
 from dra_export.half.convert import first_islands, half_from_float
 from dra_export.onnx_from_model import OPSET, shape_of, write_onnx
 from dra_export.onnx_save import save_onnx
+from dra_runtime.backends.onnxruntime_cpu import open_onnxruntime_cpu
 from dra_runtime.console import table, track
 from dra_runtime.engine_host import TENSORRT_RTX, this_host
 from dra_runtime.errors import DraError, EngineError
 from dra_runtime.files import write_json
 from dra_runtime.manifest import GraphSpec, TensorSpec
-from dra_runtime.sessions import Session, open_onnxruntime_cpu
+from dra_runtime.sessions import Session
 from dra_train.backbones import model_config, untrained_model
 from dra_train.checkpoint import load_checkpoint
 

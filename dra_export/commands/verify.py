@@ -19,6 +19,7 @@ from dra_runtime.console import FOUND_WANTING
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import UsageError
 from dra_runtime.files import check_output, write_json
+from dra_runtime.sessions import ONNXRUNTIME_CPU
 from dra_train.checkpoint import load_checkpoint
 from dra_train.commands.dataset_options import DATASET_HELP
 from dra_train.data import join, open_dataset, require_targets
@@ -69,7 +70,7 @@ def verify_command(
     del source  # PyTorch's work is done, and a large model's weights are a gigabyte
     results = []
     for path in bundles:
-        encoder = Encoder.open(path, threads=threads, integrity="size")  # hashes were compared above
+        encoder = Encoder.open(path, ONNXRUNTIME_CPU, threads, integrity="size")  # hashes were compared above
         results.append(verify_bundle(reference, encoder, preprocess))
     values = results[0] if len(results) == 1 else results
     if output:

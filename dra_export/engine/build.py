@@ -15,16 +15,17 @@ import dra_runtime
 from dra_export.engine.proof import declared_islands, proof_of, require_half, require_half_layers
 from dra_export.engine.tensorrt_api import (
     Fraction,
-    Library,
     Settings,
-    engine_from_plan,
     inputs_of,
     inspect_engine,
     layers_of,
     network_from_onnx,
+    opened_engine,
     plan_from_network,
     require_supported,
 )
+from dra_runtime.backends.engines import ENGINES
+from dra_runtime.backends.tensorrt_library import Library
 from dra_runtime.bundle import Bundle
 from dra_runtime.console import progress
 from dra_runtime.engine_file import (
@@ -44,7 +45,6 @@ from dra_runtime.files import write_bytes
 from dra_runtime.manifest import GraphSpec
 from dra_train.feature_cache import default_cache
 
-ENGINES = "engines"  #: the folder in a bundle
 USUAL_LENGTH = 16  #: tokens; most queries of a few words stay below
 WIDE = 8  #: times the usual batch; what lies beyond gets a profile of its own
 _PARSING = 0.3  # of the time that an engine takes, about
@@ -268,7 +268,7 @@ def _build(
         plan,
     )
     if _runs_here(plan, sidecar, host):
-        opened, _keep = engine_from_plan(library, engine.plan, options.version_compatible)
+        opened, _keep = opened_engine(library, engine.plan, options.version_compatible)
         inspected = inspect_engine(library, opened)
         if half and inspected:
             require_half_layers(inspected, name)

@@ -1,4 +1,6 @@
-"""Everything that differs between tensorrt 10.13, tensorrt 11 and tensorrt_rtx; nothing else of ours calls them.
+"""Everything in which building differs between tensorrt 10.13, tensorrt 11 and tensorrt_rtx.
+
+Importing them, and opening plans, is `dra_runtime.backends.tensorrt_library`; nothing else of ours builds with them.
 
 The three share one Python interface but for this:
 
@@ -15,7 +17,6 @@ The three share one Python interface but for this:
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import signal
@@ -26,24 +27,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dra_runtime.backends.tensorrt_library import (
+    Library,
+    engine_from_plan,
+    first_error,
+    import_library,
+    quiet_logger,
+)
 from dra_runtime.engine_file import Inspected, Profile
 from dra_runtime.engine_host import TENSORRT, TENSORRT_RTX, Host
 from dra_runtime.errors import BackendError, EngineError, UsageError
 
-OLDEST = {TENSORRT: (10, 13), TENSORRT_RTX: (1, 7)}  #: versions whose interface is known
-_MODULES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 _SLOW_PHASE = "Computing profile costs"  # where a build spends its time; the same name in all versions seen
 
 Fraction = Callable[[float, str], None]  #: told how much of a build is done (0 to 1), and what it is doing
-
-
-@dataclass(frozen=True)
-class Library:
-    """One of the libraries, imported: ``name`` is its backend's."""
-
-    name: str
-    module: Any
-    version: str
 
 
 @dataclass(frozen=True)
@@ -98,25 +95,13 @@ def load_library(name: str | None, host: Host) -> Library:
                 f"neither {TENSORRT_RTX} nor {TENSORRT} is installed; engines need one: "
                 f"pip install 'dra-toolkit[{TENSORRT_RTX}]' (builds without a GPU too) or 'dra-toolkit[{TENSORRT}]'"
             )
-    try:
-        module = importlib.import_module(_MODULES[name])
-    except ImportError as error:
-        raise BackendError(f"{name} can't be imported ({error}); pip install 'dra-toolkit[{name}]'") from error
-    library = Library(name, module, str(module.__version__))
-    if version_numbers(library.version) < OLDEST[name]:
-        oldest = ".".join(map(str, OLDEST[name]))
-        raise BackendError(f"{name} is {library.version}; expected {oldest} or newer: pip install -U {name}")
+    library = import_library(name)
     if name == TENSORRT and host.gpu is None:
         raise BackendError(
             f"{TENSORRT} builds for the GPU at hand, and no CUDA GPU is here; use --backend {TENSORRT_RTX}, or run "
             "this on the machine that will serve"
         )
     return library
-
-
-def version_numbers(version: str) -> tuple[int, ...]:
-    """Return the numbers that a version starts with."""
-    return tuple(int(part) for part in re.findall(r"(?:^|\.)([0-9]+)", version))
 
 
 def require_supported(library: Library, settings: Settings) -> None:
@@ -154,10 +139,10 @@ def network_from_onnx(library: Library, path: Path) -> Network:
         The parser refuses it.
     """
     trt = library.module
-    logger = _logger(trt)
+    logger = quiet_logger(trt)
     builder = trt.Builder(logger)
     if builder is None:
-        raise EngineError(f"{library.name} can't make a builder ({_first(logger)}); check the GPU's driver")
+        raise EngineError(f"{library.name} can't make a builder ({first_error(logger)}); check the GPU's driver")
     strong = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strong is None else 1 << int(strong))
     parser = trt.OnnxParser(network, logger)
@@ -219,32 +204,17 @@ def plan_from_network(
     plan = _interruptible(lambda: builder.build_serialized_network(network.network, config), monitor.cancel)
     if plan is None:
         raise EngineError(
-            f"{network.library.name} {network.library.version} couldn't build the engine: {_first(network.logger)}; "
-            "try a smaller --max, or another version of the library"
+            f"{network.library.name} {network.library.version} couldn't build the engine: "
+            f"{first_error(network.logger)}; try a smaller --max, or another version of the library"
         )
     timing = b"" if network.library.name == TENSORRT_RTX else bytes(config.get_timing_cache().serialize())
     return plan, timing
 
 
-def engine_from_plan(library: Library, plan: Any, holds_code: bool) -> tuple[Any, Any]:
-    """Open a plan on the GPU; return the engine, and what must be kept as long as it.
-
-    ``holds_code`` lets the library run the code that version-compatible plans bring with them.
-
-    Raises
-    ------
-    EngineError
-        The library can't open it here.
-    """
-    trt = library.module
-    logger = _logger(trt)
-    runtime = trt.Runtime(logger)
-    if holds_code:
-        runtime.engine_host_code_allowed = True
-    engine = _interruptible(lambda: runtime.deserialize_cuda_engine(plan))
-    if engine is None:
-        raise EngineError(f"{library.name} {library.version} can't open the plan ({_first(logger)}); build it again")
-    return engine, (runtime, logger)
+def opened_engine(library: Library, plan: Any, holds_code: bool) -> tuple[Any, Any]:
+    """Open a plan as `engine_from_plan` does; Ctrl-C waits until it is open."""
+    opened: tuple[Any, Any] = _interruptible(lambda: engine_from_plan(library, plan, holds_code))
+    return opened
 
 
 def inspect_engine(library: Library, engine: Any) -> Inspected | None:
@@ -330,21 +300,6 @@ def _interruptible(call: Callable[[], Any], cancel: Callable[[], None] = lambda:
     return results[0]
 
 
-def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        """Keeps errors for our own message, and says nothing."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity.name in ("ERROR", "INTERNAL_ERROR"):
-                self.errors.append(_line(message))
-
-    return Logger()
-
-
 def _monitor(trt: Any, told: Fraction) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         """Tells how much of the slow phase is done; called from the library's threads."""
@@ -381,10 +336,6 @@ def _monitor(trt: Any, told: Fraction) -> Any:
             return min(1.0, (done + max(inner, default=0.0)) / max(1, steps))
 
     return Monitor()
-
-
-def _first(logger: Any) -> str:
-    return logger.errors[0] if logger.errors else "it says no reason"
 
 
 def _line(text: str) -> str:

@@ -7,16 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from dra_export.parity.limits import LIMITS, Limits, limits_of
+from dra_runtime.backends.engines import ENGINES
+from dra_runtime.backends.onnxruntime_cpu import open_onnxruntime_cpu
 from dra_runtime.encoder import Encoder
 from dra_runtime.engine_file import EngineSidecar, check_host, check_plan_bytes, read_sidecar, rebuild_command
 from dra_runtime.engine_host import Host, this_host
 from dra_runtime.errors import EngineError, EngineMismatchError
-from dra_runtime.sessions import ONNXRUNTIME_CPU, Array, Session, open_onnxruntime_cpu
+from dra_runtime.sessions import ONNXRUNTIME_CPU, GpuOptions, Session
 
-ENGINES = "engines"
 EMULATED = "half emulated"
 WHOLE = ("image_encoder", "text_encoder", "compositor")  #: without these, no query is answered
 
@@ -102,42 +101,17 @@ def engine_artifact(encoder: Encoder, key: str, plans: Mapping[Path, EngineSidec
     EngineError
         A plan can't be opened.
     """
-    from dra_export.engine.runner import open_engine
+    from dra_runtime.backends.tensorrt import open_tensorrt
 
-    by_graph = {sidecar.graph: (plan, sidecar.build) for plan, sidecar in plans.items()}
+    by_graph = {sidecar.graph: plan for plan, sidecar in plans.items()}
 
     def open_session(graph: str) -> Session:
-        plan, build = by_graph[graph]
-        return InRange(open_engine(plan), build.min_batch, build.max_batch)
+        return open_tensorrt(by_graph[graph], GpuOptions(contexts=1))
 
     first = next(iter(plans.values()))
     limits = LIMITS.get(first.precision) or limits_of(encoder.bundle.manifest)
     open_session(first.graph)
     return Artifact(f"{ENGINES}/{key}", first.precision, first.library, encoder, tuple(by_graph), open_session, limits)
-
-
-class InRange:
-    """A session that is never given more rows than ``most``, nor fewer than ``least``: what an engine was built for."""
-
-    def __init__(self, session: Session, least: int, most: int) -> None:
-        self._session, self._least, self._most = session, least, most
-
-    @property
-    def backend(self) -> str:
-        """Name the backend."""
-        return self._session.backend
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run in pieces; a piece that is too small is filled up with its last row."""
-        count = len(next(iter(inputs.values())))
-        pieces = []
-        for start in range(0, count, self._most):
-            piece = {name: array[start : start + self._most] for name, array in inputs.items()}
-            rows = min(self._most, count - start)
-            fill = max(0, self._least - rows)
-            filled = {n: np.concatenate([a, np.repeat(a[-1:], fill, axis=0)]) for n, a in piece.items()}
-            pieces.append({name: array[:rows] for name, array in self._session.run(filled).items()})
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def engines_of(encoder: Encoder, host: Host | None = None) -> Engines:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from dra_export.parity.artifacts import (
-    ENGINES,
     Artifact,
     bundle_artifact,
     emulated_artifact,
@@ -16,6 +15,7 @@ from dra_export.parity.graphs import BATCH_SIZES, Difference, compare_graphs, st
 from dra_export.parity.limits import misses
 from dra_export.parity.ranks import answer, compare_ranks
 from dra_export.parity.reference import Reference, reference_from_model
+from dra_runtime.backends.engines import ENGINES
 from dra_runtime.console import progress
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import BackendError, BundleError, EngineError

@@ -23,6 +23,7 @@ from dra_runtime.errors import UsageError
 from dra_runtime.files import replace_folder
 from dra_runtime.manifest import MANIFEST, GraphSpec, TensorSpec
 from dra_runtime.selfcheck import require_selfcheck
+from dra_runtime.sessions import ONNXRUNTIME_CPU
 
 PYTHON, ONNXRUNTIME, TENSORRT = BACKENDS = ("python", "onnxruntime", "tensorrt")
 GRAPHS = ("image_encoder", "text_encoder", "compositor", "reranker")
@@ -80,7 +81,7 @@ def write_repository(
         An engine can't be served.
     """
     _check_target(out, overwrite)
-    encoder = Encoder.open(bundle)
+    encoder = Encoder.open(bundle, ONNXRUNTIME_CPU)
     require_selfcheck(encoder)
     work = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:

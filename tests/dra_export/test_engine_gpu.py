@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from dra_export.engine.build import EngineOptions, build_engines
-from dra_export.engine.runner import open_engine
 from dra_export.engine.tensorrt_api import load_library
+from dra_runtime.backends.onnxruntime_cpu import open_onnxruntime_cpu
+from dra_runtime.backends.tensorrt import open_tensorrt
 from dra_runtime.bundle import Bundle
 from dra_runtime.engine_host import LIBRARIES, this_host
-from dra_runtime.errors import UsageError
-from dra_runtime.sessions import Session, open_onnxruntime_cpu
+from dra_runtime.sessions import Session
 
 pytestmark = pytest.mark.gpu
 
@@ -36,7 +36,7 @@ def engines(request: pytest.FixtureRequest, tiny_half_bundle: Path, tmp_path_fac
 
 def session_of(bundle: Bundle, graph: str) -> Session:
     (plan,) = (bundle.path / "engines").glob(f"*/{graph}.plan")
-    return open_engine(plan)
+    return open_tensorrt(plan)
 
 
 def inputs_of(bundle: Bundle, graph: str, batch: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -78,9 +78,12 @@ def test_many_threads_get_the_serial_answers(engines: Bundle) -> None:
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
-def test_a_batch_beyond_the_profiles_is_refused(engines: Bundle) -> None:
-    with pytest.raises(UsageError, match="--max"):
-        session_of(engines, "compositor").run(inputs_of(engines, "compositor", MAX_BATCH + 1, 2))
+def test_a_batch_beyond_the_profiles_is_cut(engines: Bundle) -> None:
+    session, inputs = session_of(engines, "compositor"), inputs_of(engines, "compositor", 2 * MAX_BATCH + 1, 2)
+    whole = session.run(inputs)["query"]
+    for i in (0, MAX_BATCH, 2 * MAX_BATCH):
+        alone = session.run({name: array[i : i + 1] for name, array in inputs.items()})["query"]
+        np.testing.assert_allclose(whole[i : i + 1], alone, rtol=1e-3, atol=1e-3)
 
 
 def test_the_inspector_finds_half_layers(engines: Bundle) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from dra_export.engine.build import EngineOptions, build_engines
 from dra_export.engine.proof import UNDECLARED, declared_islands, proof_of, require_half, require_half_layers
-from dra_export.engine.runner import profile_for
 from dra_export.engine.tensorrt_api import Layer, inspected_from_json, load_library
 from dra_runtime.bundle import Bundle
 from dra_runtime.engine_file import Inspected, check_plan
@@ -379,20 +378,3 @@ def test_an_engine_without_a_half_layer_fails() -> None:
     require_half_layers(Inspected(half=1, single=9, other=0), "query")
     with pytest.raises(PrecisionError, match="none of the engine's 9"):
         require_half_layers(Inspected(half=0, single=9, other=3), "query")
-
-
-# --- running
-
-
-PROFILES = tuple({"tokens": ((1, 2), (batch, 16), (batch, 77))} for batch in (1, 8, 64))
-
-
-@pytest.mark.parametrize(("batch", "profile"), [(1, 0), (2, 1), (8, 1), (9, 2), (64, 2)])
-def test_the_narrowest_profile_runs_a_batch(batch: int, profile: int) -> None:
-    assert profile_for(PROFILES, {"tokens": (batch, 12)}) == profile
-
-
-@pytest.mark.parametrize("shape", [(65, 12), (1, 78), (1, 1), (0, 12), (1, 12, 1)])
-def test_what_no_profile_covers_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(UsageError, match="build it with other --min and --max"):
-        profile_for(PROFILES, {"tokens": shape})

@@ -19,9 +19,9 @@ from dra_export.int8.measure import Speed, Split, text_features
 from dra_export.int8.search import Trial, best_of
 from dra_export.int8.session import open_session
 from dra_export.onnx_from_model import ExportError
+from dra_runtime.backends.onnxruntime_cpu import open_onnxruntime_cpu
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import DatasetError, UsageError
-from dra_runtime.sessions import open_onnxruntime_cpu
 from dra_train.checkpoint import load_checkpoint
 from dra_train.data import Dataset, builtin_dataset, load_cirr
 from dra_train.model import DRA

@@ -10,13 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 from dra_export.cli import main
-from dra_export.engine import runner as engine_runner
 from dra_export.parity import artifacts as parity_artifacts
-from dra_export.parity.artifacts import InRange, engines_of
+from dra_export.parity.artifacts import engines_of
+from dra_runtime.backends import tensorrt as backend
 from dra_runtime.encoder import Encoder
 from dra_runtime.engine_file import BuildOptions, EngineSidecar, Proof, Target, with_plan, write_sidecar
 from dra_runtime.engine_host import TENSORRT_RTX, Gpu, Host
 from dra_runtime.errors import BackendError
+from dra_runtime.sessions import GpuOptions
 
 HERE = Host("linux-x86_64", Gpu("Test GPU", "8.9"), {TENSORRT_RTX: "1.7.1.13"})
 
@@ -60,7 +61,7 @@ def verify(bundle: Path, checkpoint: Path, exit_code: int) -> dict:
 
 
 class GivenEngine:
-    """An engine as strict as a real one about its batch sizes; ONNX Runtime computes for it."""
+    """An opened engine; ONNX Runtime computes for it."""
 
     backend = TENSORRT_RTX
 
@@ -68,7 +69,6 @@ class GivenEngine:
         self.session, self.noise = Encoder.open(bundle, integrity="size").session(plan.stem), noise
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        assert {len(array) for array in inputs.values()} <= set(range(2, 9))
         generator = np.random.default_rng(0)
         return {
             name: (array + self.noise * generator.standard_normal(array.shape)).astype(np.float32)
@@ -81,14 +81,14 @@ def test_engines_that_run_here_are_compared(
 ) -> None:
     add_engines(bundle)
     monkeypatch.setattr(parity_artifacts, "this_host", lambda: HERE)
-    monkeypatch.setattr(engine_runner, "open_engine", lambda plan: GivenEngine(bundle, plan))
+    monkeypatch.setattr(backend, "open_tensorrt", lambda plan, gpu: GivenEngine(bundle, plan))
     result = verify(bundle, tiny_checkpoint, 0)
     [engine] = result["variants"]
     assert (engine["name"], engine["backend"], engine["precision"]) == ("engines/made-up", TENSORRT_RTX, "fp32")
     assert set(engine["graphs"]) == set(result["graphs"])
     assert result["notes"] == []
 
-    monkeypatch.setattr(engine_runner, "open_engine", lambda plan: GivenEngine(bundle, plan, noise=0.05))
+    monkeypatch.setattr(backend, "open_tensorrt", lambda plan, gpu: GivenEngine(bundle, plan, noise=0.05))
     result = verify(bundle, tiny_checkpoint, 1)
     assert (result["passed"], result["missed"], result["variants"][0]["passed"]) == (False, [], False)
     assert {line.partition(":")[0] for line in result["variants"][0]["missed"]} >= {"compositor", "query"}
@@ -120,13 +120,13 @@ def test_engines_that_cannot_run_here_get_one_note(
 def test_a_host_that_lacks_something_only_when_it_opens_them_gets_a_note_too(
     bundle: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(plan: Path) -> None:
-        raise BackendError("PyTorch sees no GPU")
+    def fail(plan: Path, gpu: GpuOptions) -> None:
+        raise BackendError("cudaSetDevice failed")
 
     add_engines(bundle)
     monkeypatch.setattr(parity_artifacts, "this_host", lambda: HERE)
-    monkeypatch.setattr(engine_runner, "open_engine", fail)
-    assert "made-up: PyTorch sees no GPU" in verify(bundle, tiny_checkpoint, 0)["notes"][0]
+    monkeypatch.setattr(backend, "open_tensorrt", fail)
+    assert "made-up: cudaSetDevice failed" in verify(bundle, tiny_checkpoint, 0)["notes"][0]
 
 
 def test_a_swapped_plan_and_one_of_another_bundle_are_found_wanting(
@@ -150,20 +150,3 @@ def test_a_bundle_without_engines_asks_for_no_host(bundle: Path, monkeypatch: py
     monkeypatch.setattr(parity_artifacts, "this_host", None)
     found = engines_of(Encoder.open(bundle))
     assert (dict(found.usable), found.not_run, found.broken) == ({}, (), ())
-
-
-def test_pieces_keep_to_the_range_and_give_every_row_once() -> None:
-    given = []
-
-    class Doubles:
-        backend = "test"
-
-        def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            given.append(len(inputs["x"]))
-            return {"y": inputs["x"] * 2}
-
-    for count in range(1, 13):
-        given.clear()
-        x = np.arange(count * 2, dtype=np.float32).reshape(count, 2)
-        np.testing.assert_array_equal(InRange(Doubles(), 3, 5).run({"x": x})["y"], x * 2)
-        assert all(3 <= n <= 5 for n in given)

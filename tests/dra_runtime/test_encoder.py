@@ -150,7 +150,7 @@ def test_nothing_gives_nothing(encoder):
     assert encoder.compose(np.empty((0, 8)), np.empty((0, 8))).shape == (0, 8)
 
 
-@pytest.mark.parametrize("text", ["", " \n\t", "\u3000", "\x00\x1b", None, 3, b"in red", "x" * 100_001])
+@pytest.mark.parametrize("text", ["", " \n\t", "\u3000", "\x00\x1b", None, 3, b"in red", "x" * 10_001])
 def test_unusable_texts(encoder, text):
     with pytest.raises(TextError) as caught:
         encoder.encode_texts(["fine", text])
@@ -231,7 +231,7 @@ def test_shared_between_threads(bundle_path):
 def test_a_graph_is_opened_once(bundle_path, monkeypatch):
     import time
 
-    from dra_runtime import encoder as module
+    from dra_runtime.backends import onnxruntime_cpu as module
 
     opened, really_open = [], module.open_onnxruntime_cpu
 

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils  # the server brings it
 
+from dra_runtime.backends.onnxruntime_cpu import open_onnxruntime_cpu
 from dra_runtime.encoder import TEXT_BUCKET, token_rows
 from dra_runtime.errors import BackendError, BundleFormatError, BundleIntegrityError, DraError, TextError
 from dra_runtime.manifest import MANIFEST, Manifest, bundle_id_of, manifest_from_dict, manifest_values_from_json
 from dra_runtime.preprocess import open_image
-from dra_runtime.sessions import open_onnxruntime_cpu
 from dra_runtime.threads import available_threads
 from dra_runtime.tokenizer import Tokenizer
 
