@@ -3,7 +3,7 @@
 import random
 import sys
 import threading
-from pathlib import Path
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from bundle_factory import SIZE
 from dra_runtime import Batcher, Encoder, Gallery
 from dra_runtime import encoder as encoder_module
 
-THREADS, ROUNDS = 16, 25
+THREADS, ROUNDS, TURNS = 16, 20, 6
 TEXTS = ["in red", "with long sleeves", "the same but in green and with a much longer handle on its left side"]
 
 
@@ -79,42 +79,43 @@ def test_searches_while_images_are_added_and_removed(bundle_path, batched):
     for guests in ({}, *GUESTS):
         names = [*BASE, *guests]
         quiet = Gallery.build(alone, {**BASE, **guests}, metadata={name: COLOURS[name] for name in names})
-        for answers, question in zip(golden, questions, strict=True):
-            answers.add(key(quiet.search(**question)))
-    assert sum(len(answers) > 1 for answers in golden) > 20  # the guests do make a difference
+        for allowed, question in zip(golden, questions, strict=True):
+            allowed.add(key(quiet.search(**question)))
+    assert sum(len(allowed) > 1 for allowed in golden) > 20  # the guests do make a difference
 
     encoder = Encoder.open(bundle_path, threads=2)
     gallery = Gallery.build(encoder, BASE, metadata={name: COLOURS[name] for name in BASE})
-    over = threading.Event()
     seen = [set() for _ in questions]
+    answers, turns = [0] * THREADS, [0]
+
+    def wait_for_answers():
+        wanted = sum(answers) + 4 * THREADS
+        while sum(answers) < wanted:
+            time.sleep(0.0005)
 
     def change():
-        turn = 0
-        while not over.is_set():
-            guests = GUESTS[turn % 3]
+        for turns[0] in range(1, TURNS + 1):
+            guests = GUESTS[turns[0] % 3]
             gallery.add(guests, metadata={name: COLOURS[name] for name in guests})
+            wait_for_answers()
             gallery.remove(guests)
-            turn += 1
+            wait_for_answers()
+        turns[0] = TURNS + 1
 
     with Batcher(gallery, max_pending=THREADS) as batcher:
 
         def ask(number):
             order = random.Random(number)
-            for _ in range(ROUNDS):
+            while answers[number] < ROUNDS or turns[0] <= TURNS:
                 n = order.randrange(len(questions))
                 hits = batcher.submit(**questions[n]).result(30) if batched else gallery.search(**questions[n])
                 seen[n].add(key(hits))
+                answers[number] += 1
 
-        def ask_all():
-            try:
-                run_all(*(lambda n=n: ask(n) for n in range(THREADS)))
-            finally:
-                over.set()
-
-        run_all(change, ask_all)
+        run_all(change, *(lambda n=n: ask(n) for n in range(THREADS)))
     for found, allowed in zip(seen, golden, strict=True):
         assert found <= allowed
-    assert sum(len(found) for found in seen) > len(questions)  # more than one state was met
+    assert sum(len(found) > 1 for found in seen) > len(questions) // 3  # more than one state was met
     assert gallery.ids == tuple(BASE)
 
 
@@ -152,15 +153,3 @@ def test_each_graph_is_loaded_once(bundle_path, monkeypatch):
 
     run_all(*([work] * THREADS))
     assert sorted(opened) == ["compositor", "image_encoder", "text_encoder"]
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux lists a process's threads")
-def test_threads_of_a_session_follow_the_option(bundle_path):
-    # ONNX Runtime's pool has one thread less than it computes with: the caller is the last one
-    def threads_of(count):
-        before = len(list(Path("/proc/self/task").iterdir()))
-        encoder = Encoder.open(bundle_path, threads=count)
-        encoder.encode_texts("in red")
-        return len(list(Path("/proc/self/task").iterdir())) - before
-
-    assert [threads_of(count) for count in (1, 3, 5)] == [0, 2, 4]
