@@ -23,4 +23,5 @@ main.later = {
     "index": _later("index", "Encode all images of a folder into a gallery."),
     "query": _later("query", "Answer a query: a reference image, and what should differ."),
     "selfcheck": _later("selfcheck", "Check that a bundle gives the exporter's vectors here."),
+    "drift": _later("drift", "Say whether a gallery's vectors still do with another bundle."),
 }

@@ -20,6 +20,7 @@ from dra_runtime.gallery_file import check_id, check_target, write_gallery
 from dra_runtime.image_stream import EncodedBatch, encoded_images
 from dra_runtime.journal import Head, Journal, open_journal
 from dra_runtime.metadata import Item, metadata_from_items
+from dra_runtime.rerank import half_tokens
 from dra_runtime.vectors import Storage, Vectors, checked_storage, vectors_from_features
 
 Progress = Callable[[int, int], None]
@@ -147,8 +148,8 @@ def _append(journal: Journal, batch: EncodedBatch[FolderImage], head: Head) -> N
     images = [image for image, ok in zip(batch.keys, good, strict=True) if ok]
     tokens = None
     if head.tokens is not None:
-        of_batch = np.empty((0, *head.tokens), np.float16) if batch.tokens is None else batch.tokens.astype(np.float16)
-        tokens = of_batch[good]
+        none = np.empty((0, *head.tokens), np.float16)
+        tokens = none if batch.tokens is None else half_tokens(batch.tokens[good])
     # Images come in the order of their ids, so these rows stay in it
     found = vectors_from_features([i.id for i in images], batch.features[good], _storage(head), None, tokens)
     arrays: dict[str, npt.NDArray[Any]] = {"unit": found.unit, "norms": found.norms}

@@ -300,6 +300,13 @@ def test_names_that_are_no_unicode_are_left_out(encoder, tmp_path):
     assert "Unicode" in report.left_out[0][1]
 
 
+def test_metadata_goes_by_id(encoder, folder, tmp_path):
+    out = tmp_path / "g"
+    index_folder(encoder, folder, out, metadata={"01": {"color": "red"}, "sub/05": {"price": 3}, "nobody": {"a": 1}})
+    gallery = Gallery.open(out, encoder)
+    assert [gallery.metadata(name) for name in ("01", "sub/05", "02")] == [{"color": "red"}, {"price": 3}, {}]
+
+
 def test_a_stream_decodes_ahead_but_not_far(encoder):
     """At most two batches are taken from the source before the first comes out."""
     taken = []
