@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeGuard
+
 import numpy as np
 import numpy.typing as npt
+
+from dra_runtime.half import half_products
 
 ROWS = 65_536  # rows scored at once
 SCORES = 4_194_304  # scores in memory at once
@@ -67,8 +71,8 @@ def _candidates(
     rows: list[list[npt.NDArray[np.int64]]] = [[] for _ in queries]
     scores: list[list[npt.NDArray[np.float32]]] = [[] for _ in queries]
     for start in range(0, len(unit), ROWS):
-        block = np.asarray(unit[start : start + ROWS], np.float32)
-        found = queries @ block.T
+        block = unit[start : start + ROWS]
+        found = half_products(queries, block) if _is_half(block) else queries @ np.asarray(block).T
         if allowed is not None:
             found[:, ~allowed[start : start + ROWS]] = -np.inf
         inside = np.flatnonzero((excluded >= start) & (excluded < start + len(block)))
@@ -84,6 +88,10 @@ def _candidates(
         joined = np.concatenate([*query_scores, np.empty(0, np.float32)])
         answers.append(joined_rows[joined >= _kth(joined[None], k) - margin])
     return answers
+
+
+def _is_half(block: npt.NDArray[Any]) -> TypeGuard[npt.NDArray[np.float16]]:
+    return block.dtype == np.float16
 
 
 def _kth(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.float32]:
