@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dra_runtime.errors import UsageError
+from dra_runtime.errors import TextError, UsageError
 from dra_runtime.regular_file import read_regular
 
 START, END = "<start_of_text>", "<end_of_text>"
@@ -108,7 +108,13 @@ class Tokenizer:
         return cls(lines, context_length)
 
     def encode(self, text: str) -> list[int]:
-        """Return a text's ids from start to end token; too long a text is cut and keeps its end token."""
+        """Return a text's ids from start to end token; too long a text is cut and keeps its end token.
+
+        Raises
+        ------
+        TextError
+            The text can't be cleaned (see `clean`).
+        """
         room = self.context_length - 2
         ids = [self.start_token]
         for word in _words(clean(text)):
@@ -197,12 +203,23 @@ class Tokenizer:
 
 
 def clean(text: str) -> str:
-    """Clean a text as CLIP does: ftfy, HTML unescaped twice, white space collapsed, lower case."""
+    """Clean a text as CLIP does: ftfy, HTML unescaped twice, white space collapsed, lower case.
+
+    Raises
+    ------
+    TextError
+        It names an HTML character by a number of thousands of digits, which Python won't read.
+    """
     if not (text.isascii() and text.isprintable() and "&" not in text):
         # Neither changes plain ASCII, and most queries are: they needn't wait for ftfy's import
         import ftfy
 
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+        try:
+            text = html.unescape(html.unescape(ftfy.fix_text(text)))
+        except ValueError as error:  # CLIP's own tokenizer fails on it too
+            raise TextError(
+                "a text has an HTML entity with a number of thousands of digits; write the character itself"
+            ) from error
     return " ".join(text.split()).lower()
 
 

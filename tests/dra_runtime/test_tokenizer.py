@@ -1,15 +1,16 @@
 """Ids equal open_clip's on any string."""
 
+import html.entities
 import importlib.util
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dra_runtime.errors import UsageError
+from dra_runtime.errors import TextError, UsageError
 from dra_runtime.tokenizer import Tokenizer
 
 VOCABULARY = Path(importlib.util.find_spec("open_clip").origin).parent / "bpe_simple_vocab_16e6.txt.gz"
@@ -97,6 +98,61 @@ def test_code_points_equal_to_open_clip(tokenizer, reference, last):
     for start in range(0, last, 64):
         text = " ".join(map(chr, range(start, start + 32))) + "".join(map(chr, range(start + 32, start + 64)))
         assert wide.encode(text)[1:-1] == reference.encode(text), hex(start)
+
+
+def _entity(name):
+    return f"&{name}"
+
+
+MANY_PIECES = st.one_of(
+    PIECES,
+    st.text(st.characters(), max_size=12),
+    st.text(st.characters(codec="utf-8"), max_size=12),
+    st.text(st.characters(min_codepoint=0xD800, max_codepoint=0xDFFF), max_size=3),  # surrogates, lone and paired
+    st.text(st.characters(categories=["Cc", "Cf", "Zs", "Zl", "Zp"]), max_size=6),
+    st.text(st.characters(categories=["Mn", "Mc", "Me"]), max_size=8).map("e".__add__),
+    st.text(st.characters(min_codepoint=0x590, max_codepoint=0x8FF), max_size=12),  # written from right to left
+    st.text(st.sampled_from("👩👨🏽🏿🚒🏳🌈❤🤷♂♀\u200d\ufe0f\u20e3🇩🇪🏴\U000e0067\U000e007f"), max_size=10),
+    st.text(st.characters(min_codepoint=0xFF00, max_codepoint=0xFFEF), max_size=8),  # full-width
+    st.sampled_from(sorted(html.entities.html5)).map(_entity),
+    st.integers(0, 0x120000).map(lambda n: f"&#{n};"),
+    st.integers(0, 0x120000).map(lambda n: f"&#x{n:X}"),
+    st.text(st.characters(codec="utf-8"), max_size=6).map(lambda t: t.encode().decode("latin-1")),  # mojibake
+    st.text(st.characters(codec="utf-8"), max_size=6).map(lambda t: t.encode().decode("cp1252", "ignore")),
+    st.text("ab1'", max_size=40),
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=20_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(MANY_PIECES, max_size=40), st.sampled_from(["", " ", " ", "\n"]))
+def test_thousands_of_texts_equal_open_clip(tokenizer, reference, pieces, between):
+    text = between.join(pieces)
+    assert tokenizer.encode(text) == expected(reference, text)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["a", "ab ", "dress ", "1", "é", "👩\u200d🚒", ", ", "sleeves"]), min_size=30, max_size=150
+    )
+)
+def test_texts_are_cut_where_open_clip_cuts_them(tokenizer, reference, pieces):
+    text = "".join(pieces)
+    ids = tokenizer.encode(text)
+    assert ids == expected(reference, text)
+    assert len(ids) <= 77
+    assert ids[-1] == tokenizer.end_token
+
+
+@pytest.mark.parametrize("text", ["&#" + "1" * 5_000 + ";", "a &#" + "9" * 4_301, "&amp;#" + "1" * 5_000])
+def test_what_open_clip_fails_on_is_a_text_error(tokenizer, reference, text):
+    with pytest.raises(ValueError, match="integer string"):
+        reference.encode(text)
+    with pytest.raises(TextError) as caught:
+        tokenizer.encode(text)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
 def test_numbers_of_clip(tokenizer):
