@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
+import numpy as np
+import numpy.typing as npt
+
 from dra_runtime.errors import GalleryError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2")
@@ -24,6 +27,15 @@ class FolderImage:
     name: str
     size: int
     mtime_ns: int
+
+
+@dataclass(frozen=True, eq=False)
+class IndexedFiles:
+    """The files that a gallery's rows were made from: ``sizes`` and ``mtimes_ns`` (N,) int64 as they were then."""
+
+    folder: Path
+    sizes: npt.NDArray[np.int64]
+    mtimes_ns: npt.NDArray[np.int64]
 
 
 def folder_images(folder: Path) -> list[FolderImage]:

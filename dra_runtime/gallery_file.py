@@ -27,6 +27,7 @@ from dra_runtime.container import (
     write_container,
 )
 from dra_runtime.errors import GalleryError, GalleryFormatError, UsageError
+from dra_runtime.folder import IndexedFiles
 from dra_runtime.gallery_index import IndexReport, StoredIndex, report_from_json, report_to_json
 from dra_runtime.ids import MAX_ID, PackedIds, check_id, check_order, check_packed
 from dra_runtime.metadata import Column as MetadataColumn
@@ -34,12 +35,13 @@ from dra_runtime.metadata import Metadata, check_key, check_keys, joined
 from dra_runtime.vectors import Storage, T, Unit, Vectors, none_of, order_of, rows
 
 __all__ = ["MAX_HEADER", "MAX_ID", "Header", "bundle_of", "check_id", "check_target", "read_gallery", "read_header"]
-__all__ += ["read_gallery_and_index", "write_gallery", "write_parts"]
+__all__ += ["read_files", "read_gallery_and_index", "write_gallery", "write_parts"]
 
 FORMAT, VERSION = "dra-gallery", "2"
 MAX_INDEX_ARRAYS = 64
 _METADATA = {"format", "version", "bundle_id", "bundle", "dim", SHA256}
 _CODES, _VALUES, _INDEX = "metadata.codes.", "metadata.values.", "index."
+_SIZES, _TIMES = "files.sizes", "files.mtimes_ns"
 _ROWS = 16_384  # rows in memory at once
 
 
@@ -47,7 +49,8 @@ _ROWS = 16_384  # rows in memory at once
 class Header:
     """What a gallery's file says before its arrays.
 
-    ``keys`` are its metadata's; ``tokens`` says whether it holds image tokens; ``index`` is None where it has none.
+    ``keys`` are its metadata's; ``tokens`` says whether it holds image tokens; ``index`` is None where it has none, and
+    ``folder``, that of its images seen from the gallery's, where it doesn't know.
     """
 
     bundle_id: str
@@ -58,12 +61,21 @@ class Header:
     keys: tuple[str, ...]
     tokens: bool
     index: IndexReport | None
+    folder: str | None
 
 
-def write_gallery(path: Path, vectors: Vectors, bundle_id: str, bundle: Path, index: StoredIndex | None = None) -> None:
+def write_gallery(
+    path: Path,
+    vectors: Vectors,
+    bundle_id: str,
+    bundle: Path,
+    index: StoredIndex | None = None,
+    files: IndexedFiles | None = None,
+) -> None:
     """Write a gallery file, replacing an older gallery.
 
-    Arrays are read and written block by block, so memory maps stay on the disk.
+    Arrays are read and written block by block, so memory maps stay on the disk. ``files`` are those of the rows, for a
+    later `read_files`.
 
     Raises
     ------
@@ -72,7 +84,7 @@ def write_gallery(path: Path, vectors: Vectors, bundle_id: str, bundle: Path, in
     GalleryError
         It can't be written, or its ids aren't ascending.
     """
-    write_parts(path, vectors, None, none_of(vectors), bundle_id, bundle, index)
+    write_parts(path, vectors, None, none_of(vectors), bundle_id, bundle, index, files)
 
 
 def write_parts(
@@ -83,16 +95,20 @@ def write_parts(
     bundle_id: str,
     bundle: Path,
     index: StoredIndex | None = None,
+    files: IndexedFiles | None = None,
 ) -> None:
     """Write what is alive of the first rows, and the second, as one gallery; see `write_gallery`.
 
-    ``index`` is over the rows as they are written.
+    ``index`` and ``files`` are of the rows as they are written.
     """
     check_target(path)
     metadata = {"format": FORMAT, "version": VERSION, "bundle_id": bundle_id, "bundle": _hint(path, bundle)}
     metadata["dim"] = str(first.unit.shape[1])
     try:
         columns = _columns(first, alive, second)
+        if files is not None:
+            metadata["folder"] = _hint(path, files.folder)
+            columns += [column_of(_SIZES, files.sizes), column_of(_TIMES, files.mtimes_ns)]
         if index is not None:
             metadata["index"] = report_to_json(index.report)
             columns += [column_of(_INDEX + name, array) for name, array in sorted(index.arrays.items())]
@@ -163,6 +179,25 @@ def read_gallery_and_index(path: Path, integrity: Integrity = "hash") -> tuple[H
     return header, vectors, StoredIndex(header.index, stored)
 
 
+def read_files(path: Path) -> IndexedFiles | None:
+    """Read which files a gallery was indexed from, or None where it doesn't say: `Gallery.save` keeps no account.
+
+    Raises
+    ------
+    GalleryFormatError
+        The file is no gallery, or a damaged one.
+    """
+    header, layout = _read_header(path)
+    if header.folder is None:
+        return None
+    try:
+        arrays = map_arrays(path, layout, check_hash=False)
+    except (OSError, ValueError) as error:
+        raise GalleryFormatError(f"{path}: a damaged gallery ({_line(error)}); index again") from error
+    folder = Path(os.path.normpath(path.parent / header.folder))
+    return IndexedFiles(folder, arrays[_SIZES], arrays[_TIMES])
+
+
 def bundle_of(path: Path) -> Path:
     """Return where the bundle of a gallery lay when it was saved, seen from where the gallery lies now."""
     return Path(os.path.normpath(path.parent / read_header(path).bundle))
@@ -204,7 +239,7 @@ def _header(layout: Layout) -> Header:
         raise ValueError("its format isn't a gallery's")
     if metadata.get("version") != VERSION:
         raise ValueError(f"its version is {metadata.get('version')!r:.20}, this program reads {VERSION}")
-    if set(metadata) - {"index"} != _METADATA:
+    if set(metadata) - {"index", "folder"} != _METADATA:
         raise ValueError("other metadata than a gallery's")
     if not {"unit", "norms", "ids", "id_offsets"} <= set(entries):
         raise ValueError("other arrays than a gallery's")
@@ -224,6 +259,10 @@ def _header(layout: Layout) -> Header:
         "ids": ("u1", (None,)),
         "tokens": ("f2", (count, None, None)),
     }
+    if "folder" in metadata:
+        allowed |= {_SIZES: ("i8", (count,)), _TIMES: ("i8", (count,))}
+        if not {_SIZES, _TIMES} <= set(entries):
+            raise ValueError("a folder without its files")
     for key in keys:
         check_key(key)
         allowed |= {_CODES + key: ("i4", (count,)), _VALUES + key: ("u1", (None,))}
@@ -249,6 +288,7 @@ def _header(layout: Layout) -> Header:
         keys=tuple(sorted(keys)),
         tokens="tokens" in entries,
         index=report_from_json(metadata["index"]) if "index" in metadata else None,
+        folder=metadata.get("folder"),
     )
 
 
