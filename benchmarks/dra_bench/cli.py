@@ -26,6 +26,7 @@ main.later = {
     "recall": _later("recall", "Compare the answers of both."),
     "memory": _later("memory", "Compare the memory of processes that answer queries."),
     "coldstart": _later("coldstart", "Time from starting Python to the first answer."),
+    "endtoend": _later("endtoend", "Time a query from a JPEG file to ten answers, and each step of it."),
     "gallery": _later("gallery", "Time the search in large galleries, exact and with an index."),
     "report": _later("report", "Write one page about a run."),
 }

@@ -102,7 +102,7 @@ def _indexed_gallery(collection: Collection, kind: Kind, advance: Advance) -> Pa
         source = _exact_gallery(collection, INDEX_STORAGE, advance)
         gallery = Gallery.open(source, collection.encoder, "size")
         start = time.monotonic()
-        report = gallery.build_index(kind, advance)  # type: ignore[attr-defined]
+        report = gallery.build_index(kind, advance)
         seconds = time.monotonic() - start
         gallery.save(path)
         built = {
