@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy.typing as npt
 
@@ -14,10 +15,11 @@ from dra_runtime.encoder import Encoder, Features, checked_features
 from dra_runtime.errors import GalleryError, GalleryMismatchError, UsageError
 from dra_runtime.folder import images_of_folder
 from dra_runtime.gallery_encode import Progress, check_metadata, checked_images, encode, vectors_of
-from dra_runtime.gallery_file import check_id, read_gallery, write_parts
+from dra_runtime.gallery_file import check_id, read_gallery_and_index, write_parts
+from dra_runtime.gallery_index import IndexReport, built_index, checked_kind, opened_index
 from dra_runtime.metadata import Item, Value, Where, checked_where
 from dra_runtime.preprocess import ImageSource
-from dra_runtime.snapshot import Answer, Snapshot, parts, snapshot_of, with_added, without
+from dra_runtime.snapshot import Answer, Snapshot, parts, snapshot_of, whole, with_added, without
 from dra_runtime.vectors import Storage, checked_storage, vectors_from_features
 
 
@@ -66,6 +68,7 @@ class Gallery:
         progress: Progress | None = None,
         metadata: Mapping[str, Item] | None = None,
         storage: Storage = "float32",
+        index: Literal["flat", "hnsw", "ivf"] | None = None,
         tokens: bool = False,
     ) -> Gallery:
         """Encode images into a new gallery.
@@ -83,6 +86,8 @@ class Gallery:
         storage
             The type of the stored vectors. ``"float16"`` takes half the memory and disk; scores then are exact for the
             stored vectors, which differ from the encoder's by at most 1 part in 2048.
+        index
+            Build an index as `build_index` does; None for exact search.
         tokens
             Whether to store the image tokens as well, in float16, for re-ranking without the images.
 
@@ -100,8 +105,12 @@ class Gallery:
             A folder holds no usable image.
         UsageError
             The metadata, or another argument, can't be used.
+        BackendError
+            An index was asked for, and faiss isn't installed.
         """
         checked_storage(storage)
+        if index is not None:
+            checked_kind(index)
         is_folder = isinstance(images, str | Path)
         sources: Mapping[str, ImageSource] = images_of_folder(Path(images)) if is_folder else checked_images(images)  # type: ignore[arg-type]
         check_metadata(metadata, sources)
@@ -109,7 +118,10 @@ class Gallery:
         if is_folder and not encoded.ids:
             reasons = encoded.skipped
             raise GalleryError(f"{images}: none of its {len(reasons)} images can be read; the first: {reasons[0][1]}")
-        return cls(encoder, snapshot_of(vectors_of(encoded, metadata, storage)), encoded.skipped, storage, tokens)
+        gallery = cls(encoder, snapshot_of(vectors_of(encoded, metadata, storage)), encoded.skipped, storage, tokens)
+        if index is not None:
+            gallery.build_index(index)
+        return gallery
 
     @classmethod
     def from_features(
@@ -170,17 +182,20 @@ class Gallery:
         path = Path(path)
         if integrity not in ("hash", "size"):
             raise UsageError(f"integrity is {integrity!r}; give 'hash' or 'size'")
-        header, vectors = read_gallery(path, integrity)
+        header, vectors, stored = read_gallery_and_index(path, integrity)
         if header.bundle_id != encoder.bundle_id or header.dim != encoder.dim:
             raise GalleryMismatchError(
                 f"{path} was made with the bundle {header.bundle_id[:16]}, but {encoder.bundle.path} is "
                 f"{encoder.bundle_id[:16]}; index again: dra-search index {encoder.bundle.path} IMAGES -o {path}"
             )
-        storage = checked_storage(str(vectors.unit.dtype))
-        return cls(encoder, snapshot_of(vectors, kept=True), storage=storage, tokens=vectors.tokens is not None)
+        index = None if stored is None else opened_index(stored, vectors.unit, encoder.threads)
+        return cls(encoder, snapshot_of(vectors, index, kept=True), storage=header.storage, tokens=header.tokens)
 
     def save(self, path: str | Path) -> None:
         """Save the gallery, replacing an older gallery of that name but nothing else.
+
+        An index is saved with the images that it is over. Once images were added or removed it is left out, unless it
+        is ``"flat"``: build it again first.
 
         Raises
         ------
@@ -190,7 +205,10 @@ class Gallery:
             It can't be written; what stood there before still does.
         """
         first, others = parts(self._snapshot)
-        write_parts(Path(path), first.vectors, first.alive, others, self._encoder.bundle_id, self._encoder.bundle.path)
+        bundle = self._encoder.bundle
+        changed = first.alive is not None or len(others) > 0
+        index = first.index.stored(changed, first.count + len(others)) if first.index else None
+        write_parts(Path(path), first.vectors, first.alive, others, self._encoder.bundle_id, bundle.path, index)
 
     def __len__(self) -> int:
         return len(self._snapshot)
@@ -212,6 +230,12 @@ class Gallery:
     def storage(self) -> Storage:
         """Return the type of the stored vectors."""
         return self._storage
+
+    @property
+    def index(self) -> IndexReport | None:
+        """Return which index search uses and its recall, or None where search is exact."""
+        index = self._snapshot.segments[0].index
+        return None if index is None else index.report
 
     @property
     def stores_tokens(self) -> bool:
@@ -295,6 +319,48 @@ class Gallery:
         names = set(_several(ids))
         with self._lock:
             self._snapshot = without(self._snapshot, [self._snapshot.known_place(name) for name in sorted(names)])
+
+    def build_index(self, kind: Literal["flat", "hnsw", "ivf"], progress: Progress | None = None) -> IndexReport:
+        """Build an index, which search uses from then on in place of comparing everything.
+
+        An index proposes more candidates than are asked for; these are scored and ordered as in exact search. It is
+        over the images that are there when building begins. Those added later are compared one by one, those removed
+        never answer. Searches go on meanwhile.
+
+        Parameters
+        ----------
+        kind
+            ``"flat"`` compares everything in half precision; ``"hnsw"`` and ``"ivf"`` don't, see docs/index.md.
+        progress
+            Called with the steps done and of all.
+
+        Returns
+        -------
+        IndexReport
+            Among others its recall: the share of the 10 nearest images that it finds, measured against exact search
+            with queries halfway between two images of the gallery.
+
+        Raises
+        ------
+        UsageError
+            No such kind.
+        BackendError
+            faiss isn't installed.
+        GalleryError
+            All images were replaced meanwhile.
+        """
+        checked_kind(kind)
+        with self._lock:
+            first, *others = self._snapshot.segments
+            vectors = whole(self._snapshot) if others or first.alive is not None else first.vectors
+            self._snapshot = snapshot_of(vectors, first.index if vectors is first.vectors else None, kept=True)
+        index = built_index(kind, vectors.unit, self._encoder.threads, progress)
+        with self._lock:
+            first, *others = self._snapshot.segments
+            if first.vectors is not vectors:
+                raise GalleryError("all images were replaced while the index was built; build it again")
+            self._snapshot = Snapshot((replace(first, index=index, kept=True), *others))
+        return index.report
 
     def search(
         self,

@@ -32,7 +32,7 @@ from dra_runtime.gallery_index import IndexReport, StoredIndex, report_from_json
 from dra_runtime.ids import MAX_ID, PackedIds, check_id, check_order, check_packed
 from dra_runtime.metadata import Column as MetadataColumn
 from dra_runtime.metadata import Metadata, check_key, check_keys, joined
-from dra_runtime.vectors import Storage, T, Unit, Vectors, none_of, order_of, rows
+from dra_runtime.vectors import Array, Storage, Unit, Vectors, none_of, order_of, rows
 
 __all__ = ["MAX_HEADER", "MAX_ID", "Header", "bundle_of", "check_id", "check_target", "read_gallery", "read_header"]
 __all__ += ["read_files", "read_gallery_and_index", "write_gallery", "write_parts"]
@@ -296,8 +296,8 @@ def _columns(first: Vectors, alive: npt.NDArray[np.bool_] | None, second: Vector
     """Return the arrays of a file, in its order; ValueError where the ids aren't ascending."""
     order = order_of(first.ids, alive, second.ids)
 
-    def column(name: str, ours: npt.NDArray[T], others: npt.NDArray[T]) -> Column:
-        def blocks() -> Iterator[npt.NDArray[T]]:
+    def column(name: str, ours: Array, others: Array) -> Column:
+        def blocks() -> Iterator[Array]:
             for start in range(0, len(order), _ROWS):
                 yield rows(ours, others, order[start : start + _ROWS])
 

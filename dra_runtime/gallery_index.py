@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dra_runtime.search import Ranked, top_k
+from dra_runtime.errors import UsageError
+from dra_runtime.search import Ranked, Unit, ranked, top_k, unit_queries
 from dra_runtime.strict_json import values_from_json
 
+if TYPE_CHECKING:
+    from dra_runtime.ann import AnnIndex, IndexKind
+
+Progress = Callable[[int, int], None]
+
 KINDS = ("flat", "hnsw", "ivf")
+SPARE = 16  # candidates beyond k: what half precision may have put in the wrong order
+EXACT_BELOW = 10_000  #: allowed rows up to which exact search is as quick
+QUERIES = 200  #: that recall is measured with
 
 
 @dataclass(frozen=True)
@@ -63,15 +73,101 @@ def report_from_json(text: str) -> IndexReport:
 
 
 class GalleryIndex:
-    """Candidates for the rows that stood in the gallery when the index was built."""
+    """Answers over the rows that an index was built over: what it proposes is scored as in exact search.
+
+    Safe to share between threads. faiss is imported, and the index made ready, at the first search.
+    """
+
+    def __init__(self, report: IndexReport, ann: AnnIndex) -> None:
+        self.report = report
+        self._ann = ann
+
+    def stored(self, changed: bool, images: int) -> StoredIndex | None:
+        """Return what a file of ``images`` images holds of it; None where they ``changed`` and it can't be theirs."""
+        if changed and self.report.kind != "flat":
+            return None
+        return StoredIndex(replace(self.report, images=images), self._ann.arrays())  # flat reads the vectors themselves
 
     def search(
         self,
-        unit: npt.NDArray[np.float32 | np.float16],
+        unit: Unit,
         queries: npt.NDArray[np.float32],
         k: int,
         excluded: npt.NDArray[np.int64],
         allowed: npt.NDArray[np.bool_] | None,
     ) -> list[Ranked]:
-        """Find the k nearest rows, as `dra_runtime.search.top_k` does but perhaps not all of them."""
-        return top_k(unit, queries, k, excluded, allowed)
+        """Find the k nearest rows: see `dra_runtime.search.top_k`; never fewer than it finds, but perhaps others.
+
+        Where few rows are allowed, or most of them are asked for, the search is exact.
+        """
+        possible = len(unit) if allowed is None else int(np.count_nonzero(allowed))
+        count = k + k // 4 + SPARE
+        if possible <= EXACT_BELOW or 4 * count > possible:
+            return top_k(unit, queries, k, excluded, allowed)
+        wide = unit_queries(queries)
+        proposed = self._ann.candidates(wide.astype(np.float32), count, allowed)
+        answers = []
+        for number, (query, rows) in enumerate(zip(wide, proposed, strict=True)):
+            rows = rows[(rows >= 0) & (rows != excluded[number])]
+            if len(rows) < k:  # more are there: `count` is far below `possible`
+                answers += top_k(unit, queries[number : number + 1], k, excluded[number : number + 1], allowed)
+            else:
+                answers.append(ranked(unit, query, rows, k))
+        return answers
+
+
+def built_index(kind: str, unit: Unit, threads: int, progress: Progress | None) -> GalleryIndex:
+    """Build an index over rows (N, D), and measure its recall against exact search.
+
+    Raises
+    ------
+    UsageError
+        No such kind.
+    BackendError
+        faiss isn't installed.
+    """
+    from dra_runtime.ann import build_index
+
+    began = time.perf_counter()
+    ann = build_index(checked_kind(kind), unit, threads, progress)
+    seconds = time.perf_counter() - began
+    queries = queries_between(unit, QUERIES)
+    index = GalleryIndex(IndexReport(kind, 1.0, len(queries), len(unit), round(seconds, 3)), ann)
+    return GalleryIndex(replace(index.report, recall_at_10=recall_of(index, unit, queries, 10)), ann)
+
+
+def opened_index(stored: StoredIndex, unit: Unit, threads: int) -> GalleryIndex:
+    """Open an index of a file over its rows; GalleryFormatError where it can't be theirs."""
+    from dra_runtime.ann import index_from_arrays
+
+    return GalleryIndex(
+        stored.report, index_from_arrays(checked_kind(stored.report.kind), stored.arrays, unit, threads)
+    )
+
+
+def checked_kind(kind: str) -> IndexKind:
+    """Return a kind of index, or raise UsageError."""
+    if kind not in KINDS:
+        raise UsageError(f"index is {kind!r:.40}; give {', '.join(map(repr, KINDS))}, or None for exact search")
+    return kind  # type: ignore[return-value]
+
+
+def queries_between(unit: Unit, count: int) -> npt.NDArray[np.float32]:
+    """Make queries of a gallery's own rows: each halfway between two drawn by chance.
+
+    A composed query lies so too, between its reference and what it asks for, and is none of the rows. (Q, D), none
+    zero; always the same of the same rows.
+    """
+    rng = np.random.default_rng(0)
+    pairs = rng.integers(0, max(1, len(unit)), (2, min(count, len(unit))))
+    first, second = (np.asarray(unit[rows], np.float32) for rows in pairs)
+    queries: npt.NDArray[np.float32] = first + second
+    return queries[queries.any(axis=1)]
+
+
+def recall_of(index: GalleryIndex, unit: Unit, queries: npt.NDArray[np.float32], k: int) -> float:
+    """Return the share of the true k nearest rows that an index finds; of equally near ones any will do."""
+    none = np.full(len(queries), -1)
+    truth, found = top_k(unit, queries, k, none), index.search(unit, queries, k, none, None)
+    hits = sum(int((scores >= best[-1]).sum()) for (_, scores), (_, best) in zip(found, truth, strict=True))
+    return round(hits / max(1, sum(len(best) for _, best in truth)), 6) if len(queries) else 1.0

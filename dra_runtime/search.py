@@ -12,11 +12,12 @@ from dra_runtime.half import half_products
 ROWS = 65_536  # rows scored at once
 SCORES = 4_194_304  # scores in memory at once
 
+Unit = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 Ranked = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]  # rows and scores, best first
 
 
 def top_k(
-    unit: npt.NDArray[np.float32 | np.float16],
+    unit: Unit,
     queries: npt.NDArray[np.float32],
     k: int,
     excluded: npt.NDArray[np.int64],
@@ -46,8 +47,7 @@ def top_k(
     list
         For each query the row numbers (at most k) and their cosines, best first; equal ones in the order of the rows.
     """
-    wide = queries.astype(np.float64)
-    wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    wide = unit_queries(queries)
     # Twice the largest error of a float32 dot product of unit vectors (Higham 2002, section 3.1): D * 2**-24
     margin = np.float32(4 * queries.shape[1] * 2.0**-24)
     chunk = max(1, SCORES // max(1, min(len(unit), ROWS)))
@@ -55,12 +55,12 @@ def top_k(
     for first in range(0, len(queries), chunk):
         part = slice(first, first + chunk)
         candidates = _candidates(unit, wide[part].astype(np.float32), k, excluded[part], allowed, margin)
-        answers += [_rank(unit, q, rows, k) for q, rows in zip(wide[part], candidates, strict=True)]
+        answers += [ranked(unit, q, rows, k) for q, rows in zip(wide[part], candidates, strict=True)]
     return answers
 
 
 def _candidates(
-    unit: npt.NDArray[np.float32 | np.float16],
+    unit: Unit,
     queries: npt.NDArray[np.float32],
     k: int,
     excluded: npt.NDArray[np.int64],
@@ -72,7 +72,7 @@ def _candidates(
     scores: list[list[npt.NDArray[np.float32]]] = [[] for _ in queries]
     for start in range(0, len(unit), ROWS):
         block = unit[start : start + ROWS]
-        found = half_products(queries, block) if _is_half(block) else queries @ np.asarray(block).T
+        found = half_products(queries, block) if _is_half(block) else queries @ np.asarray(block, np.float32).T
         if allowed is not None:
             found[:, ~allowed[start : start + ROWS]] = -np.inf
         inside = np.flatnonzero((excluded >= start) & (excluded < start + len(block)))
@@ -103,9 +103,15 @@ def _kth(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.float32]:
     return kth
 
 
-def _rank(
-    unit: npt.NDArray[np.float32 | np.float16], query: npt.NDArray[np.float64], rows: npt.NDArray[np.int64], k: int
-) -> Ranked:
+def unit_queries(queries: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return queries (Q, D), not zero, scaled to unit length in float64."""
+    wide = queries.astype(np.float64)
+    wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    return wide
+
+
+def ranked(unit: Unit, query: npt.NDArray[np.float64], rows: npt.NDArray[np.int64], k: int) -> Ranked:
+    """Score rows for one query of unit length, and return the k best; equal ones in the order of the rows."""
     exact = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), ROWS):
         part = slice(start, start + ROWS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,9 @@ import numpy.typing as npt
 from dra_runtime.errors import GalleryError, UsageError
 from dra_runtime.metadata import Item, Metadata, joined, metadata_from_items
 
-T = TypeVar("T", bound=np.generic)
+Array = npt.NDArray[Any]
 Storage = Literal["float32", "float16"]
-Unit = npt.NDArray[np.float32 | np.float16]
+Unit = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ def merged(first: Vectors, alive: npt.NDArray[np.bool_] | None, second: Vectors)
     )
 
 
-def rows(first: npt.NDArray[T], second: npt.NDArray[T], order: npt.NDArray[np.int64]) -> npt.NDArray[T]:
+def rows(first: Array, second: Array, order: npt.NDArray[np.int64]) -> Array:
     """Gather rows of two arrays, as `order_of` numbers them."""
     of_second = order >= len(first)
     if not of_second.any():
