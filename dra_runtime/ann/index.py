@@ -9,8 +9,9 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import numpy.typing as npt
 
-from dra_runtime.ann.library import Report, Rows, Unit, load_faiss, one_thread
-from dra_runtime.errors import GalleryFormatError, UsageError
+from dra_runtime.ann.arrays import check_kinds, hnsw_from_arrays, ivf_from_arrays
+from dra_runtime.ann.library import Report, Rows, Unit, in_own_thread, load_faiss, one_thread
+from dra_runtime.errors import UsageError
 
 IndexKind = Literal["flat", "hnsw", "ivf"]
 INDEX_KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
@@ -168,8 +169,14 @@ def build_index(kind: IndexKind, unit: Unit, threads: int, progress: Report | No
         raise UsageError(f"no index is called {kind!r:.40}; there are {', '.join(INDEX_KINDS)}")
     load_faiss()
     arrays: Arrays = {}
-    if kind != "flat":
-        raise UsageError(f"{kind} can't be built yet; take flat")
+    if kind == "hnsw" and len(unit):
+        from dra_runtime.ann.hnsw import build_hnsw
+
+        arrays = in_own_thread(lambda report: build_hnsw(unit, seed, report).as_arrays(), threads, progress)
+    if kind == "ivf" and len(unit):
+        from dra_runtime.ann.ivf import build_ivf
+
+        arrays = in_own_thread(lambda report: build_ivf(unit, seed, report).as_arrays(), threads, progress)
     return AnnIndex(kind, arrays, unit, threads)
 
 
@@ -192,14 +199,19 @@ def index_from_arrays(kind: IndexKind, arrays: Mapping[str, npt.NDArray[Any]], u
     GalleryFormatError
         No such kind, or arrays that no index of this kind and size has.
     """
-    if kind not in INDEX_KINDS:
-        raise GalleryFormatError(f"the index is of the kind {kind!r:.40}; this program knows {', '.join(INDEX_KINDS)}")
-    if set(arrays):
-        raise GalleryFormatError(f"an index of the kind flat has no arrays, this one {', '.join(sorted(arrays))!r:.80}")
+    check_kinds(kind, arrays, len(unit))
     return AnnIndex(kind, dict(arrays), unit, threads)
 
 
 def _open(kind: IndexKind, arrays: Arrays, unit: Unit) -> Searcher:
+    if kind == "hnsw":
+        from dra_runtime.ann.hnsw import HnswSearcher
+
+        return HnswSearcher.of(hnsw_from_arrays(arrays, len(unit)), unit)
+    if kind == "ivf":
+        from dra_runtime.ann.ivf import IvfSearcher
+
+        return IvfSearcher.of(ivf_from_arrays(arrays, *unit.shape), unit)
     from dra_runtime.ann.flat import FlatSearcher
 
     return FlatSearcher.of(unit)

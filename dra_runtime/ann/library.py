@@ -16,6 +16,7 @@ from dra_runtime.errors import BackendError
 T = TypeVar("T")
 Rows = npt.NDArray[np.int64]
 Unit = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+Scalar = np.uint8 | np.int32 | np.int64 | np.float32
 Report = Callable[[int, int], None]
 
 BLOCK = 8192  # rows turned into codes at once

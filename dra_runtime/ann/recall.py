@@ -1,8 +1,9 @@
-"""How many of the true nearest rows an index finds."""
+"""How many of the true nearest rows an index finds, and the least effort that finds enough."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,12 @@ from dra_runtime.ann.library import BLOCK, Rows, Unit
 
 # Rows whose scores differ by less than this are equally near: rounding of a float32 dot product
 _EQUAL = np.float32(1e-6)
+
+ENOUGH = 0.995  # recall@10 that a setting must reach when it is chosen: what is left of 0.99 is for other queries
+QUERIES = 256  # that a setting is tried with
+NEAREST = 10
+
+Trial = Callable[[npt.NDArray[np.float32], int, Any, float], Rows]
 
 
 class Candidates(Protocol):
@@ -63,3 +70,35 @@ def kth_best(unit: Unit, queries: npt.NDArray[np.float32], k: int) -> npt.NDArra
         best = np.partition(both, both.shape[1] - k, axis=1)[:, -k:]
     worst: npt.NDArray[np.float32] = best.min(axis=1)
     return worst
+
+
+def least_setting(trial: Callable[[int], Trial], settings: Sequence[int], unit: Unit, seed: int) -> int:
+    """Return the first setting whose search finds enough, or the last.
+
+    Parameters
+    ----------
+    trial
+        Gives the search with a setting: queries, count, selector, share -> rows.
+    settings
+        The cheapest first.
+    unit
+        (N, D), at least one row.
+    seed
+        Of the queries.
+    """
+    k = min(NEAREST, len(unit))
+    queries = likely_queries(unit, QUERIES, seed)
+    worst = kth_best(unit, queries, k)
+    for setting in settings:
+        if recall_of_rows(trial(setting)(queries, k, None, 1.0), unit, queries, worst) >= ENOUGH:
+            return setting
+    return settings[-1]
+
+
+def likely_queries(unit: Unit, count: int, seed: int) -> npt.NDArray[np.float32]:
+    """Draw queries (count, D) of unit length that lie between rows, as composed ones do: no row is a query itself."""
+    rng = np.random.default_rng(seed)
+    first, second = (np.asarray(unit[rng.integers(0, len(unit), count)], np.float32) for _ in range(2))
+    queries = first + 0.5 * second
+    lengths: npt.NDArray[np.float32] = np.linalg.norm(queries, axis=1, keepdims=True)
+    return (queries / np.where(lengths > 0, lengths, 1)).astype(np.float32)
