@@ -19,6 +19,7 @@ from dra_runtime.gallery_file import check_id, read_gallery_and_index, write_par
 from dra_runtime.gallery_index import IndexReport, built_index, checked_kind, opened_index
 from dra_runtime.metadata import Item, Value, Where, checked_where
 from dra_runtime.preprocess import ImageSource
+from dra_runtime.rerank import Images, KnownImages, checked_reranking, paths_of, reranked, tokens_at
 from dra_runtime.snapshot import Answer, Snapshot, parts, snapshot_of, whole, with_added, without
 from dra_runtime.vectors import Storage, checked_storage, vectors_from_features
 
@@ -52,8 +53,10 @@ class Gallery:
         skipped: Sequence[tuple[str, str]] = (),
         storage: Storage = "float32",
         tokens: bool = False,
+        images: Images | None = None,
     ) -> None:
         self._encoder = encoder
+        self._images = KnownImages(images)
         self._snapshot = snapshot
         self._storage: Storage = storage
         self._tokens = tokens
@@ -118,7 +121,9 @@ class Gallery:
         if is_folder and not encoded.ids:
             reasons = encoded.skipped
             raise GalleryError(f"{images}: none of its {len(reasons)} images can be read; the first: {reasons[0][1]}")
-        gallery = cls(encoder, snapshot_of(vectors_of(encoded, metadata, storage)), encoded.skipped, storage, tokens)
+        snapshot = snapshot_of(vectors_of(encoded, metadata, storage))
+        known = images if isinstance(images, str | Path) else paths_of(sources)
+        gallery = cls(encoder, snapshot, encoded.skipped, storage, tokens, known)
         if index is not None:
             gallery.build_index(index)
         return gallery
@@ -160,7 +165,9 @@ class Gallery:
         return cls(encoder, snapshot_of(vectors), storage=storage)
 
     @classmethod
-    def open(cls, path: str | Path, encoder: Encoder, integrity: Integrity = "hash") -> Gallery:
+    def open(
+        cls, path: str | Path, encoder: Encoder, integrity: Integrity = "hash", images: Images | None = None
+    ) -> Gallery:
         """Open a saved gallery; its vectors are mapped into memory, not read.
 
         Parameters
@@ -171,6 +178,9 @@ class Gallery:
             Of the bundle that the gallery was made with.
         integrity
             ``"hash"`` reads the file once and compares its SHA-256; ``"size"`` doesn't.
+        images
+            Where the images are, for re-ranking without stored tokens: their folder, a dict by id, or a function that
+            returns an id's image, or None where it has none.
 
         Raises
         ------
@@ -189,7 +199,8 @@ class Gallery:
                 f"{encoder.bundle_id[:16]}; index again: dra-search index {encoder.bundle.path} IMAGES -o {path}"
             )
         index = None if stored is None else opened_index(stored, vectors.unit, encoder.threads)
-        return cls(encoder, snapshot_of(vectors, index, kept=True), storage=header.storage, tokens=header.tokens)
+        snapshot = snapshot_of(vectors, index, kept=True)
+        return cls(encoder, snapshot, storage=header.storage, tokens=header.tokens, images=images)
 
     def save(self, path: str | Path) -> None:
         """Save the gallery, replacing an older gallery of that name but nothing else.
@@ -307,6 +318,7 @@ class Gallery:
             _refuse_known(old, encoded.ids, replace)
             places = [place for name in encoded.ids if (place := old.place(name)) is not None]
             self._snapshot = with_added(without(old, places), new)
+            self._images.add(sources)
 
     def remove(self, ids: Iterable[str]) -> None:
         """Remove images: all of them, or none if an id is unknown.
@@ -371,6 +383,8 @@ class Gallery:
         k: int = 10,
         keep_reference: bool = False,
         where: Where | None = None,
+        rerank: int | None = None,
+        mu: float | None = None,
     ) -> list[Hit]:
         """Find what the reference looks like once changed as the text says.
 
@@ -389,16 +403,22 @@ class Gallery:
             is nearly always the nearest to itself.
         where
             Answer only with images of this metadata: a value, or a list of allowed ones, by key. All keys must fit.
+        rerank
+            How many of the first answers to put into a new order with the vision compositor, at least 2: by
+            ``score + mu * agreement`` (docs/rerank.md). The images' tokens must be stored, or the images known.
+        mu
+            The weight of the agreement, by default `dra_runtime.rerank.DEFAULT_MU`.
 
         Returns
         -------
         list of Hit
-            Best first; equal scores in the order of their ids.
+            Best first; equal scores in the order of their ids. A score is the cosine, re-ranked or not.
 
         Raises
         ------
         UsageError
-            Not exactly one of ``image`` and ``id``, ``k`` below 1, or a key of ``where`` that no image has.
+            Not exactly one of ``image`` and ``id``, ``k`` below 1, a key of ``where`` that no image has, or re-ranking
+            without a reranker, tokens and images.
         TextError, ImageError, UnknownIdError
             The query can't be used.
         """
@@ -408,14 +428,21 @@ class Gallery:
         wanted = None if where is None else checked_where(where)
         snapshot = self._snapshot
         place = None if id is None else snapshot.known_place(id)
-        text_features = self._encoder.encode_texts([text])
-        if place is not None:
-            image_features = snapshot.features([place], self._encoder.dim)
+        encoder = self._encoder
+        reranking = checked_reranking(encoder, rerank, mu, self._tokens or bool(self._images))
+        text_features = encoder.encode_texts([text])
+        if id is not None and place is not None:
+            image_features = snapshot.features([place], encoder.dim)
+            tokens = tokens_at(encoder, snapshot, [(id, place)], self._images) if reranking else None
         else:
-            image_features = self._encoder.encode_images([image])  # type: ignore[list-item]
-        query = self._encoder.compose(image_features, text_features)
-        (answers,) = snapshot.search(query, k, [None if keep_reference else place], wanted)
-        return _hits(snapshot, answers)
+            outputs = encoder.encode_pixels(encoder.pixels(image)[None])  # type: ignore[arg-type]  # not None here
+            image_features, tokens = outputs["image_features"], outputs.get("image_tokens")
+        query = encoder.compose(image_features, text_features)
+        most = k if reranking is None else max(k, reranking.first)
+        (answers,) = snapshot.search(query, most, [None if keep_reference else place], wanted)
+        if reranking is not None and tokens is not None:
+            answers = reranked(encoder, snapshot, answers, reranking, tokens[0], text_features[0], self._images)
+        return _hits(snapshot, answers[:k])
 
     def search_vectors(
         self,

@@ -7,8 +7,8 @@ numpy and ONNX.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,19 +18,28 @@ import numpy.typing as npt
 
 from dra_runtime.errors import GalleryError, UsageError
 from dra_runtime.folder import images_of_folder
+from dra_runtime.preprocess import ImageSource
 
 if TYPE_CHECKING:
     from dra_runtime.bundle import Bundle
     from dra_runtime.encoder import Encoder
-    from dra_runtime.preprocess import ImageSource
-    from dra_runtime.vectors import Vectors
+    from dra_runtime.snapshot import Answer, Place, Snapshot
 
 Tokens = npt.NDArray[np.float32]
-Images = Mapping[str, "ImageSource"] | Callable[[str], "ImageSource"] | str | Path
-ImageOf = Callable[[str], "ImageSource | None"]
+ImageOf = Callable[[str], ImageSource | None]
+Images = Mapping[str, ImageSource] | ImageOf | str | Path
 
 DEFAULT_MU = 0.05  #: cautious; `dra-train evaluate --rerank K` finds a model's own
+MAX_MU = 1000
 PAIRS = 32  #: related at once: 13 MB of tokens at the paper's size
+
+
+@dataclass(frozen=True)
+class Reranking:
+    """How many of the first answers may move, and the weight of the relation."""
+
+    first: int
+    mu: float
 
 
 def token_shape(bundle: Bundle) -> tuple[int, int]:
@@ -50,22 +59,32 @@ def token_shape(bundle: Bundle) -> tuple[int, int]:
     return int(count), int(dim)
 
 
-def check_rerank(encoder: Encoder, rerank: int, mu: float | None) -> float:
-    """Return the weight to re-rank with, having made sure that this bundle can re-rank.
+def checked_reranking(encoder: Encoder, rerank: int | None, mu: float | None, known: bool) -> Reranking | None:
+    """Return how to re-rank, or None where nobody asked for it; ``known``: the gallery knows tokens or images.
 
     Raises
     ------
     UsageError
-        The bundle has no reranker, ``rerank`` is no whole number of at least 2, or ``mu`` isn't finite.
+        The bundle has no reranker, ``rerank`` is no whole number of at least 2, ``mu`` is out of range or without
+        ``rerank``, or nothing is known.
     """
-    token_shape(encoder.bundle)
+    if rerank is None:
+        if mu is not None:
+            raise UsageError("mu weighs what rerank adds; give rerank as well, such as rerank=20")
+        return None
     if type(rerank) is not int or rerank < 2:
         raise UsageError(f"rerank is {rerank!r}; give how many of the first answers to re-rank, at least 2")
     if mu is None:
-        return DEFAULT_MU
-    if isinstance(mu, bool) or not isinstance(mu, int | float) or not math.isfinite(mu):
-        raise UsageError(f"mu is {mu!r}; give a finite number, such as {DEFAULT_MU}")
-    return float(mu)
+        mu = DEFAULT_MU
+    if isinstance(mu, bool) or not isinstance(mu, int | float) or not abs(mu) <= MAX_MU:
+        raise UsageError(f"mu is {mu!r}; give a number from -{MAX_MU} to {MAX_MU}, such as {DEFAULT_MU}")
+    token_shape(encoder.bundle)
+    if not known:
+        raise UsageError(
+            "the gallery stores no image tokens and doesn't know where its images are, so it can't re-rank; "
+            "build it with tokens=True, or open it with images=FOLDER"
+        )
+    return Reranking(rerank, float(mu))
 
 
 def relate(encoder: Encoder, reference_tokens: npt.ArrayLike, candidate_tokens: npt.ArrayLike) -> Tokens:
@@ -98,80 +117,118 @@ def agreement(
     return cosines
 
 
-def order_by_sum(
-    scores: npt.NDArray[np.float32], agreements: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], mu: float
-) -> npt.NDArray[np.int64]:
-    """Return the places (K,) of the first K answers by falling ``scores + mu * agreements``; ties by row."""
-    order: npt.NDArray[np.int64] = np.lexsort((rows, -(scores + np.float32(mu) * agreements)))
-    return order
-
-
 def reranked(
     encoder: Encoder,
-    vectors: Vectors,
-    answer: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]],
-    first: int,
-    mu: float,
-    reference_tokens: npt.ArrayLike,
-    text_features: npt.ArrayLike,
-    image_of: ImageOf | None,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    snapshot: Snapshot,
+    answers: Sequence[Answer],
+    reranking: Reranking,
+    reference_tokens: Tokens,
+    text_features: npt.NDArray[np.float32],
+    image_of: ImageOf,
+) -> list[Answer]:
     """Put the first answers of one query into the order of their sums; the others, and all cosines, stay.
 
     Parameters
     ----------
-    encoder, vectors
-        The bundle, and the gallery that ``answer`` was found in.
-    answer
-        Row numbers and cosines, best first.
-    first
-        How many of them may move.
-    mu
-        The weight of the relation.
+    encoder, snapshot
+        The bundle, and the gallery that was searched.
+    answers
+        Best first.
+    reranking
+        How many of them may move, and the weight of the relation.
     reference_tokens, text_features
         (T, D) of the query's image, (D,) of its text, raw.
     image_of
-        Where images come from if the gallery keeps no tokens.
+        Gives the images whose tokens the gallery doesn't store.
 
     Raises
     ------
     UsageError
-        Neither tokens nor images are known.
+        An image's tokens aren't stored, and the image isn't known.
     ImageError
         An image can't be used.
     """
-    rows, scores = answer
-    head = rows[:first]
-    candidates = tokens_of(encoder, vectors, head, image_of)
-    agreements = agreement(encoder, reference_tokens, candidates, text_features)
-    order = np.concatenate([order_by_sum(scores[:first], agreements, head, mu), np.arange(len(head), len(rows))])
-    return rows[order], scores[order]
+    head = answers[: reranking.first]
+    sums: list[float] = []
+    for start in range(0, len(head), PAIRS):
+        part = head[start : start + PAIRS]
+        candidates = tokens_at(encoder, snapshot, [(name, place) for _, name, place in part], image_of)
+        cosines = agreement(encoder, reference_tokens, candidates, text_features)
+        scores = np.array([score for score, _, _ in part], np.float32)
+        sums += (scores + np.float32(reranking.mu) * cosines).tolist()
+    order = sorted(range(len(head)), key=lambda i: (-sums[i], head[i][1]))
+    return [*(head[i] for i in order), *answers[reranking.first :]]
 
 
-def tokens_of(
-    encoder: Encoder, vectors: Vectors, rows: npt.NDArray[np.int64], image_of: ImageOf | None
-) -> npt.NDArray[np.float16 | np.float32]:
-    """Return the image_tokens (K, T, D) of a gallery's rows: those it keeps, else from the images.
+def tokens_at(encoder: Encoder, snapshot: Snapshot, images: Sequence[tuple[str, Place]], image_of: ImageOf) -> Tokens:
+    """Return the image_tokens (K, T, D) of a gallery's images: as it stores them, else encoded now.
 
     Raises
     ------
     UsageError
-        The gallery keeps no tokens, and where its images are isn't known.
+        An image's tokens aren't stored, and the image isn't known.
     ImageError
         An image can't be used.
     """
-    if vectors.tokens is not None:
-        return np.asarray(vectors.tokens[rows])
-    ids = [vectors.ids[row] for row in rows]
-    images = [None if image_of is None else image_of(name) for name in ids]
-    for name, image in zip(ids, images, strict=True):
-        if image is None:
-            where = "nor where its images are" if image_of is None else f"nor an image of {name!r:.80}"
+    tokens = np.empty((len(images), *token_shape(encoder.bundle)), np.float32)
+    absent, sources = [], []
+    for i, (name, place) in enumerate(images):
+        stored = snapshot.tokens(place)
+        if stored is not None:
+            tokens[i] = stored
+            continue
+        source = image_of(name)
+        if source is None:
             raise UsageError(
-                f"to re-rank, the gallery knows neither tokens {where}; "
+                f"to re-rank, the gallery stores no tokens of {name!r:.80} and doesn't know its image; "
                 "build it with tokens=True, or open it with images=FOLDER"
             )
-    return encoder.image_tokens(images)  # type: ignore[arg-type]  # none is None
+        absent.append(i)
+        sources.append(source)
+    if sources:
+        tokens[absent] = encoder.image_tokens(sources)
+    return tokens
+
+
+class KnownImages:
+    """Where a gallery's images are: those added by their paths, and what the caller said.
+
+    Safe to share between threads.
+
+    Parameters
+    ----------
+    images
+        A folder (ids as `Gallery.build` makes them; listed when it is first needed), a mapping by id, or a function
+        that returns an id's image, or None for one that it doesn't know.
+
+    Raises
+    ------
+    UsageError
+        ``images`` is none of these.
+    """
+
+    def __init__(self, images: Images | None = None) -> None:
+        self._added: dict[str, Path | str | None] = {}
+        self._said = _lookup(images)
+        self._any_said = bool(images) if isinstance(images, Mapping) else images is not None
+
+    def __call__(self, name: str) -> ImageSource | None:
+        """Return an id's image, or None."""
+        return self._added[name] if name in self._added else self._said(name)
+
+    def __bool__(self) -> bool:
+        """Say whether any image may be known."""
+        return self._any_said or bool(self._added)
+
+    def add(self, images: Mapping[str, ImageSource]) -> None:
+        """Remember where images are that were added; of pictures in memory, that they aren't known."""
+        paths = paths_of(images)
+        self._added.update({name: paths.get(name) for name in images})
+
+
+def paths_of(images: Mapping[str, ImageSource]) -> dict[str, Path | str]:
+    """Return the images that are paths: a gallery doesn't keep pictures in memory."""
+    return {name: image for name, image in images.items() if isinstance(image, str | Path)}
 
 
 def half_tokens(tokens: Tokens) -> npt.NDArray[np.float16]:
@@ -191,16 +248,9 @@ def half_tokens(tokens: Tokens) -> npt.NDArray[np.float16]:
     return half
 
 
-def image_lookup(images: Images) -> ImageOf:
-    """Return what gives the image of an id, or None: of a mapping, a function, or a folder as `Gallery.build` names it.
-
-    A folder is listed at the first call.
-
-    Raises
-    ------
-    UsageError
-        It is none of these.
-    """
+def _lookup(images: Images | None) -> ImageOf:
+    if images is None:
+        return lambda name: None
     if isinstance(images, str | Path):
         folder = Path(images)
 
