@@ -11,12 +11,12 @@ Rules that differ between implementations, and the one kept here:
 
 from __future__ import annotations
 
-import io
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 from dra_runtime.errors import ImageError, UsageError
+from dra_runtime.image_header import CountedReads, check_before_decoding, check_before_parsing
+from dra_runtime.regular_file import read_regular
 
 ImageSource = Path | str | bytes | Image.Image | npt.NDArray[np.uint8]
 
@@ -70,6 +72,8 @@ class Preprocess:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not (isinstance(values, tuple) and len(values) == 3 and all(_is_number(v) for v in values)):
                 raise UsageError(f"{name} is {values!r}; give three numbers, one a channel")
+        if not all(abs(value) <= 1e6 for value in self.mean):
+            raise UsageError(f"mean is {self.mean!r}; give three numbers from -1e6 to 1e6")
         if not all(1e-6 <= value <= 1e6 for value in self.std):
             raise UsageError(f"std is {self.std!r}; give three numbers above zero")
         object.__setattr__(self, "_table", _value_table(self.mean, self.std))
@@ -213,7 +217,7 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, max_bytes: 
     if isinstance(source, Image.Image):
         name = "the image"
         _check_size(source.size, name, max_pixels)
-        return _decode(source, name)
+        return _decode(source, None, name, max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
         name, data = "the image's bytes", bytes(source)
     elif isinstance(source, str | Path):
@@ -226,30 +230,29 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, max_bytes: 
         raise ImageError(f"{name}: empty, 0 bytes; give an encoded image such as a JPEG or PNG")
     if len(data) > max_bytes:
         raise ImageError(f"{name}: {len(data)} bytes, more than the {max_bytes} allowed; shrink the image")
-    image = _identify(io.BytesIO(data), name)
+    file = CountedReads(data)
+    image = _identify(file, data, name, max_pixels)
     _check_size(image.size, name, max_pixels)
-    return _decode(image, name)
+    file.expect_pixels()
+    return _decode(image, data, name, max_pixels)
 
 
 def _read(path: Path, max_bytes: int) -> bytes:
     try:
-        if path.is_dir():
-            raise ImageError(f"{path}: a folder; give one image file")
-        if not path.is_file():
-            raise ImageError(f"{path}: no such image file")
-        with path.open("rb") as file:
-            return file.read(max_bytes + 1)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise ImageError(f"{path}: can't be read ({_reason(error)})") from error
+        return read_regular(path, max_bytes, links=True)
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such image file") from error
+    except (OSError, ValueError) as error:  # ValueError: too long, or a zero byte in the path
+        raise ImageError(f"{path}: can't be read ({_reason(error)}); give one image file within the limits") from error
 
 
-def _identify(file: BinaryIO, name: str) -> Image.Image:
+def _identify(file: CountedReads, data: bytes, name: str, max_pixels: int) -> Image.Image:
     """Find the format and read the header.
 
     `PIL.Image.open` would warn about many pixels, on stderr and before we could count them; silencing it is not safe
     between threads. So its loop over the formats is written out here, without the warning.
     """
-    prefix = file.read(16)
+    prefix = data[:16]
     for register in (Image.preinit, Image.init):  # the common formats first: `init` imports all the others
         register()
         for format_name in FORMATS:
@@ -260,7 +263,9 @@ def _identify(file: BinaryIO, name: str) -> Image.Image:
             if not accepted or isinstance(accepted, str):  # a string says why not
                 continue
             file.seek(0)
+            file.expect_header(format_name)
             try:
+                check_before_parsing(format_name, data, max_pixels)
                 # PIL's JPEG factory would look for further pictures behind the first, and warn about odd ones
                 return JpegImageFile(file) if format_name == "JPEG" else factory(file, "")
             except Exception as error:  # decoders raise nearly any class on damaged bytes
@@ -275,8 +280,9 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
         raise ImageError(f"{name}: {_pixels(size)}, more than the {max_pixels} allowed; shrink the image")
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _decode(image: Image.Image, data: bytes | None, name: str, max_pixels: int) -> Image.Image:
     try:
+        check_before_decoding(image, data, max_pixels)
         image.load()
     except Exception as error:  # decoders raise nearly any class on damaged bytes
         raise ImageError(f"{name}: damaged or truncated ({_reason(error)}); save it anew") from error
@@ -342,7 +348,7 @@ def _value_table(mean: tuple[float, ...], std: tuple[float, ...]) -> npt.NDArray
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _pixels(size: tuple[int, int]) -> str:
