@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from collections.abc import Iterator
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ from dra_runtime.half import half_products
 
 ROWS = 65_536  # rows scored at once
 SCORES = 4_194_304  # scores in memory at once
+HEAD = 4_096  # scores of a block that are looked at first
+GATHERED = 4  # rows are gathered where fewer than one in so many are allowed
 
 Unit = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 Ranked = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]  # rows and scores, best first
@@ -54,8 +57,9 @@ def top_k(
     answers = []
     for first in range(0, len(queries), chunk):
         part = slice(first, first + chunk)
-        candidates = _candidates(unit, wide[part].astype(np.float32), k, excluded[part], allowed, margin)
-        answers += [ranked(unit, q, rows, k) for q, rows in zip(wide[part], candidates, strict=True)]
+        candidates = _candidates(unit, wide[part].astype(np.float32), k + 1, allowed, margin)  # one may be excluded
+        for query, rows, row in zip(wide[part], candidates, excluded[part], strict=True):
+            answers.append(ranked(unit, query, rows[rows != row], k))
     return answers
 
 
@@ -63,44 +67,52 @@ def _candidates(
     unit: Unit,
     queries: npt.NDArray[np.float32],
     k: int,
-    excluded: npt.NDArray[np.int64],
     allowed: npt.NDArray[np.bool_] | None,
     margin: np.float32,
 ) -> list[npt.NDArray[np.int64]]:
-    """Return for each query every row that may be among its k nearest."""
-    rows: list[list[npt.NDArray[np.int64]]] = [[] for _ in queries]
-    scores: list[list[npt.NDArray[np.float32]]] = [[] for _ in queries]
-    for start in range(0, len(unit), ROWS):
-        block = unit[start : start + ROWS]
+    """Return for each query every row that may be among its k nearest.
+
+    What a query keeps is cut back to its k best, and what rounding may have put below them, when it has grown. From
+    then on a block costs a comparison a row: nothing is sorted.
+    """
+    kept: list[Ranked] = [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
+    limits = np.full(len(queries), np.finfo(np.float32).min)
+    for numbers, block, shut in _blocks(unit, allowed):
         found = half_products(queries, block) if _is_half(block) else queries @ np.asarray(block, np.float32).T
-        if allowed is not None:
-            found[:, ~allowed[start : start + ROWS]] = -np.inf
-        inside = np.flatnonzero((excluded >= start) & (excluded < start + len(block)))
-        found[inside, excluded[inside] - start] = -np.inf
-        least = _kth(found, k) - margin
-        for i, (query_scores, limit) in enumerate(zip(found, least, strict=True)):
-            kept = np.flatnonzero((query_scores >= limit) & (query_scores > -np.inf))
-            rows[i].append(kept + start)
-            scores[i].append(query_scores[kept])
-    answers = []
-    for query_rows, query_scores in zip(rows, scores, strict=True):
-        joined_rows = np.concatenate([*query_rows, np.empty(0, np.int64)])
-        joined = np.concatenate([*query_scores, np.empty(0, np.float32)])
-        answers.append(joined_rows[joined >= _kth(joined[None], k) - margin])
-    return answers
+        if shut is not None:
+            found[:, shut] = -np.inf
+        for i, scores in enumerate(found):
+            for part in (slice(0, HEAD), slice(HEAD, None)):  # the head gives the rest of the first block its limit
+                new = np.flatnonzero(scores[part] >= limits[i]) + part.start
+                if len(new):
+                    rows = np.concatenate([kept[i][0], numbers[new]])
+                    best = np.concatenate([kept[i][1], scores[new]])
+                    if len(rows) > 2 * k + 64:
+                        limits[i] = np.partition(best, len(best) - k)[len(best) - k] - margin
+                        rows, best = rows[best >= limits[i]], best[best >= limits[i]]
+                    kept[i] = rows, best
+    return [rows for rows, _ in kept]
 
 
-def _is_half(block: npt.NDArray[Any]) -> TypeGuard[npt.NDArray[np.float16]]:
-    return block.dtype == np.float16
+def _blocks(
+    unit: Unit, allowed: npt.NDArray[np.bool_] | None
+) -> Iterator[tuple[npt.NDArray[np.int64], Unit, npt.NDArray[np.bool_] | None]]:
+    """Yield the rows to compare with block by block: their numbers, themselves, and which of them don't count.
 
-
-def _kth(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.float32]:
-    """Return the k-th largest of each row, or minus infinity where there are fewer."""
-    count = scores.shape[1]
-    if count <= k:
-        return np.full(len(scores), -np.inf, np.float32)
-    kth: npt.NDArray[np.float32] = np.partition(scores, count - k, axis=1)[:, count - k]
-    return kth
+    Where few are allowed, these alone are gathered. Otherwise all are given, since copying them would take longer.
+    """
+    for start in range(0, len(unit), ROWS):
+        block: Unit = unit[start : start + ROWS]
+        numbers = np.arange(start, start + len(block), dtype=np.int64)
+        if allowed is None:
+            yield numbers, block, None
+            continue
+        inside = allowed[start : start + ROWS]
+        count = int(np.count_nonzero(inside))
+        if count * GATHERED < len(block):
+            yield numbers[inside], block[inside], None
+        else:
+            yield numbers, block, None if count == len(block) else ~inside
 
 
 def unit_queries(queries: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -118,3 +130,7 @@ def ranked(unit: Unit, query: npt.NDArray[np.float64], rows: npt.NDArray[np.int6
         exact[part] = (np.asarray(unit[rows[part]], np.float64) * query).sum(axis=1)
     best = np.lexsort((rows, -exact))[:k]
     return rows[best], exact[best]
+
+
+def _is_half(block: Unit) -> TypeGuard[npt.NDArray[np.float16]]:
+    return block.dtype == np.float16

@@ -14,6 +14,7 @@ from dra_runtime.errors import GalleryError, UsageError
 from dra_runtime.metadata import Item, Metadata, joined, metadata_from_items
 
 Array = npt.NDArray[Any]
+_ROWS = 16_384  # rows scaled at once
 Storage = Literal["float32", "float16"]
 Unit = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
@@ -55,17 +56,20 @@ def vectors_from_features(
         The metadata is none that a gallery can hold.
     """
     order = sorted(range(len(ids)), key=lambda i: ids[i])
-    features = features[order]
-    norms = np.linalg.norm(features.astype(np.float64), axis=1)
-    bad = np.flatnonzero(~((norms > 0) & (norms <= np.finfo(np.float32).max)))
-    if len(bad):
-        raise GalleryError(
-            f"the vector of {ids[order[bad[0]]]!r} is zero or not finite; check the bundle and the image"
-        )
-    unit = (features / norms[:, None]).astype(storage)
+    unit, norms = np.empty(features.shape, storage), np.empty(len(order), np.float32)
+    for start in range(0, len(order), _ROWS):
+        part = slice(start, start + _ROWS)
+        raw = features[order[part]]
+        lengths = np.linalg.norm(raw.astype(np.float64), axis=1)
+        bad = np.flatnonzero(~((lengths > 0) & (lengths <= np.finfo(np.float32).max)))
+        if len(bad):
+            name = ids[order[start + int(bad[0])]]
+            raise GalleryError(f"the vector of {name!r} is zero or not finite; check the bundle and the image")
+        unit[part] = raw / lengths[:, None]
+        norms[part] = lengths
     metadata = metadata_from_items([items[i] for i in order]) if items is not None else None
     tokens = None if tokens is None else tokens[order].astype(np.float16, copy=False)
-    return Vectors(tuple(ids[i] for i in order), unit, norms.astype(np.float32), metadata, tokens)
+    return Vectors(tuple(ids[i] for i in order), unit, norms, metadata, tokens)
 
 
 def checked_storage(storage: str) -> Storage:
