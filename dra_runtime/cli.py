@@ -22,6 +22,7 @@ def _later(name: str, short_help: str) -> Later:
 main.later = {
     "index": _later("index", "Encode all images of a folder into a gallery."),
     "query": _later("query", "Answer a query: a reference image, and what should differ."),
+    "info": _later("info", "Say what a gallery holds."),
     "selfcheck": _later("selfcheck", "Check that a bundle gives the exporter's vectors here."),
     "drift": _later("drift", "Say whether a gallery's vectors still do with another bundle."),
 }

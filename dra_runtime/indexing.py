@@ -15,13 +15,16 @@ import numpy.typing as npt
 
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import GalleryError, UsageError
-from dra_runtime.folder import FolderImage, folder_images
+from dra_runtime.folder import FolderImage, IndexedFiles, folder_images
 from dra_runtime.gallery_file import check_id, check_target, write_gallery
+from dra_runtime.gallery_index import IndexReport, StoredIndex, built_index, checked_kind
 from dra_runtime.image_stream import EncodedBatch, encoded_images
+from dra_runtime.index_update import OlderGallery, older_gallery
 from dra_runtime.journal import Head, Journal, open_journal
 from dra_runtime.metadata import Item, metadata_from_items
+from dra_runtime.metadata_file import matched_metadata
 from dra_runtime.rerank import half_tokens
-from dra_runtime.vectors import Storage, Vectors, checked_storage, vectors_from_features
+from dra_runtime.vectors import Storage, Vectors, checked_storage, rows, vectors_from_features
 
 Progress = Callable[[int, int], None]
 Note = Callable[[str], None]
@@ -33,13 +36,16 @@ _ROWS = 16_384  # rows sorted at once
 class IndexingReport:
     """What an index run did.
 
-    ``images`` are in the gallery. ``resumed`` were done by an interrupted run before it, unreadable ones among them.
-    ``left_out`` names the images that aren't in the gallery, as (id, reason).
+    ``images`` are in the gallery. ``resumed`` were done by an interrupted run before it, unreadable ones among them;
+    ``kept`` are unchanged since the older gallery. ``left_out`` names the images that aren't in the gallery, as
+    (id, reason). ``index`` is None for exact search.
     """
 
     images: int
     resumed: int
+    kept: int
     left_out: Sequence[tuple[str, str]]
+    index: IndexReport | None
 
 
 def index_folder(
@@ -48,8 +54,10 @@ def index_folder(
     out: str | Path,
     *,
     metadata: Mapping[str, Item] | None = None,
-    storage: Storage = "float32",
-    tokens: bool = False,
+    storage: Storage | None = None,
+    index: str | None = None,
+    tokens: bool | None = None,
+    update: bool = False,
     restart: bool = False,
     progress: Progress | None = None,
     note: Note | None = None,
@@ -65,11 +73,16 @@ def index_folder(
     out
         The gallery to write; an older one is replaced in the end and stays until then.
     metadata
-        Flat values by key, by id.
+        Flat values by key, by id or by the file's path below the folder.
     storage
-        Of the vectors in the file.
+        Of the vectors in the file: ``"float32"``, the default, or ``"float16"``.
+    index
+        ``"flat"``, ``"hnsw"`` or ``"ivf"``; by default none, for exact search.
     tokens
-        Whether to keep the image tokens, which re-ranking needs.
+        Whether to keep the image tokens, which re-ranking needs. Not by default.
+    update
+        Whether to take over from the older gallery what hasn't changed: vectors and, unless ``metadata`` is given,
+        metadata. Its storage, kind of index and tokens are then the defaults.
     restart
         Whether to drop what an interrupted run has done.
     progress
@@ -86,19 +99,36 @@ def index_folder(
     ------
     UsageError
         ``out`` is no place for a gallery, another process is indexing it, an interrupted run of another bundle, folder
-        or storage lies there, or the bundle gives no tokens.
+        or storage lies there, the older gallery can't be updated, no image has the metadata's ids, or the bundle gives
+        no tokens.
+    BackendError
+        faiss is needed for ``index`` and isn't installed.
     GalleryError
         The folder holds no usable image, or something can't be written.
     """
     folder, out = Path(folder), Path(out)
     check_target(out)
-    head = _head(encoder, folder, checked_storage(storage), tokens)
+    if index is not None:
+        checked_kind(index)
+    older = older_gallery(out, encoder, folder, storage, tokens) if update and out.exists() else None
+    if older is not None:
+        storage, tokens = storage or older.header.storage, older.header.tokens if tokens is None else tokens
+        index = index or (older.header.index.kind if older.header.index else None)
+    if index is not None:
+        _require_faiss()
+    head = _head(encoder, folder, checked_storage(storage or "float32"), bool(tokens))
     images, refused = _with_usable_ids(folder_images(folder))
+    tell: Note = note or _silent
+    by_id = None if metadata is None else matched_metadata(images, metadata, tell)
     with open_journal(out, head, restart) as journal:
-        remaining = [image for image in images if not journal.knows(image)]
-        resumed = done = len(images) - len(remaining)
-        if resumed and note is not None:
-            note(f"resuming: {resumed:,} of {len(images):,} done")
+        kept = {} if older is None else older.rows_of(images)
+        remaining = [image for image in images if image.id not in kept and not journal.knows(image)]
+        done = len(images) - len(remaining)
+        resumed = done - len(kept)
+        if older is not None:
+            tell(f"updating: {len(kept):,} of {len(images):,} images are unchanged")
+        if resumed:
+            tell(f"resuming: {resumed:,} of {len(images):,} done")
         if progress is not None:
             progress(done, len(images))
         for batch in encoded_images(encoder, ((image, folder / image.name) for image in remaining)):
@@ -106,14 +136,27 @@ def index_folder(
             done += len(batch.keys) + len(batch.failed)
             if progress is not None:
                 progress(done, len(images))
-        left_out = sorted([*refused, *_left_out(journal, images)])
-        vectors = _vectors(journal, images, metadata)
-        if not len(vectors):
+        left_out = sorted([*refused, *_left_out(journal, images, kept)])
+        usable = [image for image in images if image.id in kept or journal.done[image.name].reason is None]
+        if not usable:
             journal.discard()
             raise GalleryError(f"{folder}: none of its {len(left_out)} images can be read; the first: {left_out[0][1]}")
-        write_gallery(out, vectors, encoder.bundle_id, encoder.bundle.path)
+        vectors = _vectors(journal, usable, by_id, older, kept)
+        stored = None if index is None else _index(index, vectors, encoder.threads, tell)
+        write_gallery(out, vectors, encoder.bundle_id, encoder.bundle.path, stored, _files(folder, usable))
         journal.discard()
-    return IndexingReport(len(vectors), resumed, left_out)
+    return IndexingReport(len(vectors), resumed, len(kept), left_out, None if stored is None else stored.report)
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def _require_faiss() -> None:
+    """Raise BackendError now where an index couldn't be built after hours of encoding."""
+    from dra_runtime.ann.library import load_faiss
+
+    load_faiss()
 
 
 def _head(encoder: Encoder, folder: Path, storage: Storage, tokens: bool) -> Head:
@@ -158,34 +201,65 @@ def _append(journal: Journal, batch: EncodedBatch[FolderImage], head: Head) -> N
     journal.append(images, arrays, left_out)
 
 
-def _left_out(journal: Journal, images: Sequence[FolderImage]) -> Iterator[tuple[str, str]]:
+def _left_out(journal: Journal, images: Sequence[FolderImage], kept: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     for image in images:
-        reason = journal.done[image.name].reason
+        reason = None if image.id in kept else journal.done[image.name].reason
         if reason is not None:
             yield image.id, reason
 
 
-def _vectors(journal: Journal, images: Sequence[FolderImage], metadata: Mapping[str, Item] | None) -> Vectors:
-    """Return the journal's rows of the folder's present images in the order of their ids, mapped."""
-    kept = [image for image in images if journal.done[image.name].reason is None]
-    order = np.fromiter((journal.done[image.name].row for image in kept), np.int64, len(kept))
+def _vectors(
+    journal: Journal,
+    images: Sequence[FolderImage],
+    metadata: Mapping[str, Item] | None,
+    older: OlderGallery | None,
+    kept: Mapping[str, int],
+) -> Vectors:
+    """Return the rows of images in the order of their ids, mapped: from the older gallery, and behind it the journal.
+
+    ``kept`` are rows of the older gallery, by id.
+    """
     arrays = journal.arrays()
-    if not np.array_equal(order, np.arange(journal.rows)):  # images changed, vanished or came between the runs
-        arrays = {name: _sorted_copy(array, order, journal.scratch(name)) for name, array in arrays.items()}
-    items = metadata_from_items([metadata.get(image.id) for image in kept]) if metadata else None
-    ids = tuple(image.id for image in kept)
-    return Vectors(ids, arrays["unit"], arrays["norms"], items, arrays.get("tokens"))
+    first = {name: array[:0] for name, array in arrays.items()} if older is None else older.arrays(tuple(arrays))
+    split = len(first["norms"])
+    places = (kept[i.id] if i.id in kept else split + journal.done[i.name].row for i in images)
+    order = np.fromiter(places, np.int64, len(images))
+    if split or not np.array_equal(order, np.arange(journal.rows)):
+        arrays = {name: _sorted_copy(first[name], arrays[name], order, journal.scratch(name)) for name in arrays}
+    items: list[Item | None]
+    if metadata is not None:
+        items = [metadata.get(image.id) for image in images]
+    else:
+        items = [older.item(kept[image.id]) if older and image.id in kept else None for image in images]
+    ids = tuple(image.id for image in images)
+    return Vectors(ids, arrays["unit"], arrays["norms"], metadata_from_items(items), arrays.get("tokens"))
 
 
-def _sorted_copy(array: npt.NDArray[Any], order: npt.NDArray[np.int64], path: Path) -> npt.NDArray[Any]:
-    """Copy rows in the given order into a file, and map it."""
-    shape = (len(order), *array.shape[1:])
-    if 0 in shape:
-        return np.empty(shape, array.dtype)
+def _sorted_copy(
+    first: npt.NDArray[Any], second: npt.NDArray[Any], order: npt.NDArray[np.int64], path: Path
+) -> npt.NDArray[Any]:
+    """Copy rows of two arrays, as `dra_runtime.vectors.order_of` numbers them, into a file, and map it."""
     with path.open("wb") as file:
         for start in range(0, len(order), _ROWS):
-            file.write(array[order[start : start + _ROWS]].tobytes())
-    return np.memmap(path, array.dtype, "r", shape=shape)
+            file.write(rows(first, second, order[start : start + _ROWS]).tobytes())
+    return np.memmap(path, first.dtype, "r", shape=(len(order), *first.shape[1:]))
+
+
+def _index(kind: str, vectors: Vectors, threads: int, note: Note) -> StoredIndex | None:
+    note(f"building the index {kind} over {len(vectors):,} images")
+    index = built_index(kind, vectors.unit, threads, None)
+    note(f"{kind} finds {index.report.recall_at_10:.2%} of the 10 nearest images")
+    return index.stored(False, len(vectors))
+
+
+def _files(folder: Path, images: Sequence[FolderImage]) -> IndexedFiles | None:
+    try:
+        str(folder.resolve()).encode("utf-8")
+    except UnicodeEncodeError:  # a gallery's header can't hold it, and does without
+        return None
+    sizes = np.fromiter((image.size for image in images), np.int64, len(images))
+    mtimes = np.fromiter((image.mtime_ns for image in images), np.int64, len(images))
+    return IndexedFiles(folder, sizes, mtimes)
 
 
 def _storage(head: Head) -> Storage:

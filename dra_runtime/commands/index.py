@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 import click
 
@@ -27,6 +29,7 @@ from dra_runtime.console import progress
 from dra_runtime.encoder import Encoder
 from dra_runtime.gallery_file import check_target
 from dra_runtime.indexing import IndexingReport, index_folder
+from dra_runtime.metadata_file import read_metadata
 
 _SHOWN = 20  # files left out that are named
 
@@ -38,11 +41,21 @@ _SHOWN = 20  # files left out that are named
 @click.option(
     "--storage",
     type=click.Choice(["float32", "float16"]),
-    default="float32",
-    show_default=True,
-    help="How vectors are kept; float16 takes half the room.",
+    help="How vectors are kept; float16 takes half the room.  [default: float32]",
+)
+@click.option(
+    "--index",
+    "kind",
+    type=click.Choice(["flat", "hnsw", "ivf"]),
+    help="Build a faiss index, for large galleries.  [default: none, every image is compared]",
 )
 @click.option("--tokens", is_flag=True, help="Keep the images' tokens too, so that query --rerank encodes no images.")
+@click.option(
+    "--metadata",
+    type=PATH,
+    help="A .csv or .jsonl file with a column id, and values that query --where filters by.",
+)
+@click.option("--update", is_flag=True, help="Encode only what is new or changed since the gallery OUT was made.")
 @click.option("--restart", is_flag=True, help="Begin anew where an interrupted run would go on.")
 @backend_option
 @threads_option
@@ -52,8 +65,11 @@ def index_command(
     bundle: Path,
     images: Path,
     out: Path,
-    storage: str,
+    storage: Literal["float32", "float16"] | None,
+    kind: str | None,
     tokens: bool,
+    metadata: Path | None,
+    update: bool,
     restart: bool,
     backend: str,
     threads: int | None,
@@ -65,27 +81,37 @@ def index_command(
     An image's id is its path below IMAGES without the suffix. Files that can't be read are left out and named on
     stderr. The gallery remembers where BUNDLE lies, so queries needn't name it.
 
-    However a run ends, the same command goes on where it stopped.
+    However a run ends, the same command goes on where it stopped. With --update, an existing gallery's own storage,
+    index, tokens and metadata are the defaults.
     """
     quieten_decoders()
     check_target(out)
+    items = None if metadata is None else read_metadata(metadata)
     encoder = Encoder.open(bundle, backend, threads, integrity_of(integrity))
     started = time.perf_counter()
-    with _saying_how_to_go_on() as at, _bar(at) as report:
+    with _saying_how_to_go_on() as at, ExitStack() as bar:
+
+        def note(line: str) -> None:
+            bar.close()  # ends the bar's line, where there is one
+            click.echo(printable(line), err=True)
+
         done = index_folder(
             encoder,
             images,
             out,
-            storage="float16" if storage == "float16" else "float32",
-            tokens=tokens,
+            metadata=items,
+            storage=storage,
+            index=kind,
+            tokens=tokens or None,
+            update=update,
             restart=restart,
-            progress=report,
-            note=lambda line: click.echo(line, err=True),
+            progress=_bar(bar, at),
+            note=note,
         )
     for _, reason in done.left_out[:_SHOWN]:
         click.echo(f"left out: {printable(reason)}", err=True)
     if len(done.left_out) > _SHOWN:
-        click.echo(f"left out: {len(done.left_out) - _SHOWN} more", err=True)
+        click.echo(f"left out: {len(done.left_out) - _SHOWN} more (--json lists all)", err=True)
     seconds = time.perf_counter() - started
     if as_json:
         click.echo(json.dumps(_values(done, out, encoder, seconds), indent=2))
@@ -99,6 +125,8 @@ def _values(done: IndexingReport, out: Path, encoder: Encoder, seconds: float) -
         "gallery": str(out),
         "images": done.images,
         "resumed": done.resumed,
+        "kept": done.kept,
+        "index": None if done.index is None else dataclasses.asdict(done.index),
         "skipped": [{"id": name, "reason": reason} for name, reason in done.left_out],
         "bundle_id": encoder.bundle_id,
         "backend": encoder.backend,
@@ -106,28 +134,26 @@ def _values(done: IndexingReport, out: Path, encoder: Encoder, seconds: float) -
     }
 
 
-@contextmanager
-def _bar(at: list[int]) -> Iterator[Callable[[int, int], None]]:
-    """Yield a progress function that shows a bar with the time left and the images a second.
+def _bar(stack: ExitStack, at: list[int]) -> Callable[[int, int], None]:
+    """Return a progress function that shows a bar with the time left and the images a second, closed by ``stack``.
 
     The bar counts what this run has to do: what an earlier one did would spoil its estimate. ``at`` becomes the number
     of images done and of all.
     """
-    with ExitStack() as stack:
-        advance: Callable[..., None] | None = None
-        first, began = 0, 0.0
+    advance: Callable[..., None] | None = None
+    first, began = 0, 0.0
 
-        def report(done: int, total: int) -> None:
-            nonlocal advance, first, began
-            if advance is None:
-                first, began = done, time.perf_counter()
-                advance = stack.enter_context(progress(total - done, "indexing images"))
-            else:
-                rate = (done - first) / max(time.perf_counter() - began, 1e-6)
-                advance(done - at[0], f"{rate:,.0f} images/s")
-            at[:] = [done, total]
+    def report(done: int, total: int) -> None:
+        nonlocal advance, first, began
+        if advance is None:
+            first, began = done, time.perf_counter()
+            advance = stack.enter_context(progress(total - done, "indexing images"))
+        else:
+            rate = (done - first) / max(time.perf_counter() - began, 1e-6)
+            advance(done - at[0], f"{rate:,.0f} images/s")
+        at[:] = [done, total]
 
-        yield report
+    return report
 
 
 @contextmanager
