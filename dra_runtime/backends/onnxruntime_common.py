@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dra_runtime.errors import BackendError, BundleFormatError
 from dra_runtime.manifest import GraphSpec, TensorSpec
+from dra_runtime.sessions import Array
 
 DTYPES = {"tensor(float)": "float32", "tensor(int32)": "int32", "tensor(uint8)": "uint8"}
 
@@ -55,6 +56,24 @@ def open_graph(ort: Any, path: Path, spec: GraphSpec, options: Any, providers: S
     ):
         _compare(path, kind, [(v.name, DTYPES.get(v.type, v.type), list(v.shape)) for v in found], stated)
     return session
+
+
+def checked_outputs(
+    name: str, spec: GraphSpec, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Return the outputs of a run, or raise BackendError where a shape isn't the manifest's for this batch.
+
+    A graph that was opened can still give any shape: what its inference can't tell, nobody has compared yet.
+    """
+    batch = len(next(iter(inputs.values())))
+    for tensor in spec.outputs:
+        expected = tuple(batch if isinstance(size, str) else size for size in tensor.shape)
+        if outputs[tensor.name].shape != expected:
+            raise BackendError(
+                f"{name} gave {tensor.name} of shape {outputs[tensor.name].shape} where the manifest says {expected}; "
+                "export the bundle again"
+            )
+    return dict(outputs)
 
 
 def line(error: BaseException) -> str:

@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from dra_runtime.backends.onnxruntime_common import import_onnxruntime, line, open_graph, session_options
+from dra_runtime.backends.onnxruntime_common import (
+    checked_outputs,
+    import_onnxruntime,
+    line,
+    open_graph,
+    session_options,
+)
 from dra_runtime.errors import BackendError
 from dra_runtime.manifest import GraphSpec
 from dra_runtime.onnx_file import require_weights_inside
@@ -34,7 +40,7 @@ def open_onnxruntime_cpu(path: Path, spec: GraphSpec, threads: int, half: bool =
     ort = import_onnxruntime("cpu")
     options = session_options(ort, threads, half)
     _set_waiting(options, ort.__version__)
-    return _CpuSession(open_graph(ort, path, spec, options, ["CPUExecutionProvider"]), path.name)
+    return _CpuSession(open_graph(ort, path, spec, options, ["CPUExecutionProvider"]), path.name, spec)
 
 
 def _set_waiting(options: Any, version: str) -> None:
@@ -51,9 +57,10 @@ def _set_waiting(options: Any, version: str) -> None:
 
 
 class _CpuSession:
-    def __init__(self, session: Any, name: str) -> None:
+    def __init__(self, session: Any, name: str, spec: GraphSpec) -> None:
         self._session = session
         self._name = name
+        self._spec = spec
         self._outputs: list[str] = [output.name for output in session.get_outputs()]
 
     @property
@@ -67,4 +74,5 @@ class _CpuSession:
         except Exception as error:
             shapes = {name: array.shape for name, array in inputs.items()}
             raise BackendError(f"{self._name} failed on {shapes}: {line(error)}") from error
-        return {name: np.asarray(output) for name, output in zip(self._outputs, outputs, strict=True)}
+        arrays = {name: np.asarray(output) for name, output in zip(self._outputs, outputs, strict=True)}
+        return checked_outputs(self._name, self._spec, inputs, arrays)

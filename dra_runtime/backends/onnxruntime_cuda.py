@@ -20,7 +20,13 @@ from typing import Any
 import numpy as np
 
 from dra_runtime.backends.captures import Captures
-from dra_runtime.backends.onnxruntime_common import import_onnxruntime, line, open_graph, session_options
+from dra_runtime.backends.onnxruntime_common import (
+    checked_outputs,
+    import_onnxruntime,
+    line,
+    open_graph,
+    session_options,
+)
 from dra_runtime.backends.profiles import Shape, shape_of, symbols_of
 from dra_runtime.errors import BackendError
 from dra_runtime.manifest import GraphSpec
@@ -154,7 +160,8 @@ class _CudaSession:
 
     def _plain(self, inputs: Mapping[str, Array], options: Any) -> dict[str, Array]:
         outputs = self._session.run(self._outputs, dict(inputs), options)
-        return {name: np.asarray(output) for name, output in zip(self._outputs, outputs, strict=True)}
+        arrays = {name: np.asarray(output) for name, output in zip(self._outputs, outputs, strict=True)}
+        return checked_outputs(self._name, self._spec, inputs, arrays)
 
 
 class _Bound:
