@@ -278,6 +278,8 @@ def _checked_tokens(values: npt.ArrayLike, name: str, shape: tuple[int, int]) ->
             f"{name} is {array.dtype} {array.shape}; give floats of shape (N, {shape[0]}, {shape[1]}), "
             "as Encoder.image_tokens makes them"
         )
-    if not np.isfinite(array).all():
+    with np.errstate(over="ignore"):
+        tokens = array if array.dtype == np.float16 else array.astype(np.float32, copy=False)
+    if not np.isfinite(tokens).all():
         raise UsageError(f"{name} holds NaN or infinity; give finite numbers")
-    return array
+    return tokens
