@@ -13,7 +13,7 @@ import numpy.typing as npt
 from dra_runtime.encoder import Encoder, Features
 from dra_runtime.errors import GalleryError, UsageError
 from dra_runtime.folder import images_of_folder
-from dra_runtime.gallery_file import read_gallery
+from dra_runtime.gallery_file import read_files, read_gallery, read_gallery_and_index, write_gallery
 from dra_runtime.image_stream import encoded_images
 from dra_runtime.search import top_k
 from dra_runtime.vectors import Vectors
@@ -65,7 +65,7 @@ class DriftReport:
 def drift(
     gallery: str | Path,
     encoder: Encoder,
-    images: str | Path,
+    images: str | Path | None = None,
     sample: int = SAMPLE,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -82,7 +82,7 @@ def drift(
     encoder
         Of the bundle in question.
     images
-        The folder that the gallery was indexed from.
+        The folder that the gallery was indexed from; by default where it was then.
     sample
         How many images to encode; a smaller gallery gives all.
     seed
@@ -98,11 +98,11 @@ def drift(
     Raises
     ------
     UsageError
-        ``sample`` is below 2.
+        ``sample`` is below 2, or the gallery doesn't say where its images are.
     GalleryError
         The gallery can't be read, or fewer than two of the sampled images can.
     """
-    gallery, images = Path(gallery), Path(images)
+    gallery = Path(gallery)
     if sample < 2:
         raise UsageError(f"sample is {sample}; give at least 2 images")
     header, vectors = read_gallery(gallery)
@@ -111,6 +111,7 @@ def drift(
         ids = (header.bundle_id, encoder.bundle_id, header.dim, encoder.dim)
         return DriftReport("reindex", reason, *ids, 0, 0, 0, 0, None, None, None, None, ())
     rows = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:sample])
+    images = _folder_of(gallery) if images is None else Path(images)
     paths = images_of_folder(images)
     found = [(int(row), paths[vectors.ids[row]]) for row in rows if vectors.ids[row] in paths]
     kept, features = _encoded(encoder, found, progress)
@@ -122,6 +123,32 @@ def drift(
             else f"{gallery} holds no images; index again"
         )
     return _report(header.bundle_id, encoder, vectors, kept, features, (len(rows), len(found)))
+
+
+def adopt_bundle(gallery: str | Path, encoder: Encoder) -> None:
+    """Let a gallery be another bundle's from now on, its vectors and all else unchanged.
+
+    The file is written anew and takes the old one's place. Ask `drift` first: the old bundle is forgotten.
+
+    Raises
+    ------
+    GalleryError
+        The gallery can't be read or written.
+    UsageError
+        The bundle's vectors are of another width.
+    """
+    gallery = Path(gallery)
+    header, vectors, index = read_gallery_and_index(gallery)
+    if header.dim != encoder.dim:
+        raise UsageError(f"{gallery} has vectors of {header.dim} values, and the bundle of {encoder.dim}; index again")
+    write_gallery(gallery, vectors, encoder.bundle_id, encoder.bundle.path, index, read_files(gallery))
+
+
+def _folder_of(gallery: Path) -> Path:
+    files = read_files(gallery)
+    if files is None:
+        raise UsageError(f"{gallery} doesn't say where its images are; give their folder: --images FOLDER")
+    return files.folder
 
 
 def _encoded(

@@ -69,12 +69,12 @@ def matched_metadata(
     unknown = [name for name in metadata if name not in ids]
     found = {ids[name]: item for name, item in metadata.items() if name in ids}
     if not found:
-        example = (
-            f"such as {unknown[0]!r:.80}, where the images have ids such as {images[0].id!r:.80}" if unknown else ""
+        like = f", such as {unknown[0]!r:.80}," if unknown else ""
+        raise UsageError(
+            f"none of the {len(metadata):,} ids with metadata{like} is an image's; these look like {images[0].id!r:.80}"
         )
-        raise UsageError(f"none of the {len(metadata)} ids with metadata is an image's {example}".rstrip())
     if unknown:
-        note(f"metadata: {len(unknown):,} ids are no image's, such as {unknown[0]!r:.80}")
+        note(f"metadata: {len(unknown):,} of {len(metadata):,} ids are no image's, such as {unknown[0]!r:.80}")
     if missing := [image.id for image in images if image.id not in found]:
         note(f"metadata: {len(missing):,} of {len(images):,} images have none, such as {missing[0]!r:.80}")
     return found

@@ -20,19 +20,20 @@ from dra_runtime.commands.options import (
     threads_option,
 )
 from dra_runtime.console import FOUND_WANTING, progress
-from dra_runtime.drift import SAMPLE, DriftReport, drift
+from dra_runtime.drift import SAMPLE, DriftReport, adopt_bundle, drift
 from dra_runtime.encoder import Encoder
 from dra_runtime.gallery_file import read_header
 
 _WORDS = {"same": "keep: the same vectors", "close": "keep: close enough", "reindex": "index again"}
 
 
-@click.command("drift", epilog="Example: dra-search drift shop.gallery new-bundle/ --images images/")
+@click.command("drift", epilog="Example: dra-search drift shop.gallery new-bundle/")
 @click.argument("gallery", type=PATH)
 @click.argument("bundle", type=PATH)
-@click.option("--images", required=True, type=PATH, help="The folder that GALLERY was indexed from.")
+@click.option("--images", type=PATH, help="The gallery's images.  [default: the folder it was indexed from]")
 @click.option("--sample", type=click.IntRange(2), default=SAMPLE, show_default=True, help="How many images to encode.")
 @click.option("--seed", default=0, show_default=True, help="Chooses the images.")
+@click.option("--adopt", is_flag=True, help="If the vectors may be kept, let GALLERY be BUNDLE's from now on.")
 @backend_option
 @threads_option
 @integrity_option
@@ -40,9 +41,10 @@ _WORDS = {"same": "keep: the same vectors", "close": "keep: close enough", "rein
 def drift_command(
     gallery: Path,
     bundle: Path,
-    images: Path,
+    images: Path | None,
     sample: int,
     seed: int,
+    adopt: bool,
     backend: str,
     threads: int | None,
     integrity: str,
@@ -52,6 +54,8 @@ def drift_command(
 
     Encodes a sample of the images again and compares: cosines, and the answers to queries. Exit code 0: the vectors may
     be kept. 1: index again. 2: unusable input.
+
+    A gallery answers only with the bundle that it names. --adopt writes BUNDLE into it, vectors unchanged.
     """
     quieten_decoders()
     started = time.perf_counter()
@@ -66,12 +70,17 @@ def drift_command(
             shown = done
 
         found = drift(gallery, encoder, images, sample, seed, report)
+    adopted = adopt and found.keep
+    if adopted:
+        adopt_bundle(gallery, encoder)
     seconds = time.perf_counter() - started
     if as_json:
-        values = {"keep": found.keep, **dataclasses.asdict(found), "seconds": round(seconds, 3)}
+        values = {"keep": found.keep, "adopted": adopted, **dataclasses.asdict(found), "seconds": round(seconds, 3)}
         click.echo(json.dumps(values, indent=2))
     else:
         click.echo("\n".join(_lines(gallery, bundle, found)))
+        if adopted:
+            click.echo(f"{gallery} is now {bundle}'s")
     if not found.keep:
         raise click.exceptions.Exit(FOUND_WANTING)
 

@@ -60,7 +60,13 @@ def test_query_by_id_equals_the_python_call(gallery, bundle_path):
     expected = opened.search(text="in red", id="sub/3", k=4)
     answer = json.loads(result.stdout)
     assert [(h["id"], h["score"], h["rank"]) for h in answer["hits"]] == [(h.id, h.score, h.rank) for h in expected]
-    assert answer["query"] == {"text": "in red", "image": None, "id": "sub/3"}
+    assert answer["query"] == {
+        "text": "in red",
+        "image": None,
+        "id": "sub/3",
+        "where": None,
+        "rerank": None,
+    }
     kept = json.loads(
         run("query", gallery, "--id", "sub/3", "--text", "a", "-k", 99, "--keep-reference", "--json").stdout
     )
@@ -212,7 +218,14 @@ def test_a_wrong_target_is_noticed_before_the_work(bundle_path, folder, tmp_path
 
 
 def test_help_and_version():
-    for arguments in (("--help",), ("index", "--help"), ("query", "-h"), ("selfcheck", "--help")):
+    for arguments in (
+        ("--help",),
+        ("index", "--help"),
+        ("query", "-h"),
+        ("selfcheck", "--help"),
+        ("info", "-h"),
+        ("drift", "-h"),
+    ):
         result = run(*arguments)
         assert result.exit_code == 0
         assert "Usage: dra-search" in result.stdout
