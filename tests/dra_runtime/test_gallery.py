@@ -255,6 +255,98 @@ def test_adding_from_many_threads_loses_nothing(encoder):
     assert len(gallery) == 24
 
 
+def test_metadata_filters_and_comes_back(encoder, images):
+    items = {f"item-{i}": {"category": ["dress", "skirt"][i % 2], "size": i} for i in range(30)}
+    gallery = Gallery.build(encoder, images, metadata=items)
+    assert gallery.metadata_keys == ("category", "size")
+    assert gallery.metadata("item-3") == {"category": "skirt", "size": 3}
+    assert gallery.metadata("item-35") == {}
+    everything = gallery.search(text="a", id="item-0", k=99)
+    assert everything[0].metadata == gallery.metadata(everything[0].id)
+    for where, fits in (
+        ({"category": "dress"}, lambda item: item.get("category") == "dress"),
+        ({"category": ["dress", "skirt"]}, lambda item: "category" in item),
+        ({"category": "dress", "size": [2, 3, 4]}, lambda item: item.get("size") in (2, 4)),
+        ({"category": "shoe"}, lambda item: False),
+    ):
+        hits = gallery.search(text="a", id="item-0", k=99, where=where)
+        expected = [hit.id for hit in everything if fits(items.get(hit.id, {}))]
+        assert [hit.id for hit in hits] == expected
+        assert [hit.rank for hit in hits] == list(range(1, len(expected) + 1))
+    with pytest.raises(UsageError, match="'colour'; its keys are category, size"):
+        gallery.search(text="a", id="item-0", where={"colour": "red"})
+    with pytest.raises(UnknownIdError):
+        gallery.metadata("nobody")
+    with pytest.raises(UsageError, match="its images have none"):
+        Gallery.build(encoder, images).search_vectors(np.ones((1, 8)), where={"a": 1})
+    assert Gallery.build(encoder, {}).search_vectors(np.ones((1, 8)), where={"a": 1}) == [[]]
+
+
+def test_metadata_is_replaced_with_its_image(encoder, images):
+    gallery = Gallery.build(encoder, {"a": images["item-0"]}, metadata={"a": {"x": 1}})
+    gallery.add({"b": images["item-1"]}, metadata={"b": {"y": 2}})
+    assert gallery.metadata_keys == ("x", "y")
+    gallery.add({"a": images["item-2"]}, replace=True)
+    assert (gallery.metadata("a"), gallery.metadata("b")) == ({}, {"y": 2})
+    for call in (
+        lambda: gallery.add({"c": images["item-3"]}, metadata={"d": {}}),
+        lambda: gallery.add({"c": images["item-3"]}, metadata=[{}]),
+        lambda: gallery.add({"c": images["item-3"]}, metadata={"c": {"x": None}}),
+        lambda: Gallery.build(encoder, {"c": images["item-3"]}, metadata={"d": {}}),
+    ):
+        with pytest.raises(UsageError):
+            call()
+    assert gallery.ids == ("a", "b")
+
+
+def test_half_storage(encoder, images, tmp_path):
+    single, half = Gallery.build(encoder, images), Gallery.build(encoder, images, storage="float16")
+    assert (single.storage, half.storage) == ("float32", "float16")
+    np.testing.assert_allclose(half.features(half.ids), single.features(single.ids), rtol=2e-3, atol=1e-3)
+    half.remove(["item-0"])
+    half.add({"item-0": images["item-0"]})
+    half.save(tmp_path / "g")
+    opened = Gallery.open(tmp_path / "g", encoder)
+    assert opened.storage == "float16"
+    query = np.random.default_rng(0).normal(size=8)
+    (hits,) = half.search_vectors(query[None], 40)
+    assert hits == opened.search_vectors(query[None], 40)[0]
+    opened.add({"more": images["item-1"]})
+    stored = (opened._snapshot.segments[0].vectors.unit.dtype, opened._snapshot.segments[1].vectors.unit.dtype)
+    assert stored == (np.float16, np.float16)
+    for hit in hits:  # the score is exact for what is stored, which unit_of reads back
+        vector = unit_of(half, hit.id).astype(np.float64)
+        direction = query.astype(np.float32).astype(np.float64)
+        assert hit.score == pytest.approx(vector @ direction / np.linalg.norm(direction), abs=1e-7)
+    with pytest.raises(UsageError, match="float64"):
+        Gallery.build(encoder, images, storage="float64")
+
+
+def unit_of(gallery, name):
+    number, row = gallery._snapshot.place(name)
+    return gallery._snapshot.segments[number].vectors.unit[row]
+
+
+def test_tokens_are_stored_and_kept_through_changes(encoder, other_bundle_path, images, tmp_path):
+    gallery = Gallery.build(encoder, {}, tokens=True)
+    gallery.add({name: images[name] for name in ("item-0", "item-1", "item-2")})
+    gallery.remove(["item-1"])
+    gallery.add({"item-3": images["item-3"]})
+    gallery.save(tmp_path / "g")
+    opened = Gallery.open(tmp_path / "g", encoder)
+    opened.add({"item-4": images["item-4"], "item-0": images["item-5"]}, replace=True)
+    assert opened.stores_tokens
+    pictures_by_id = {"item-0": "item-5", "item-2": "item-2", "item-3": "item-3", "item-4": "item-4"}
+    for name, picture in pictures_by_id.items():
+        expected = encoder.encode_pixels(encoder.pixels(images[picture])[None])["image_tokens"][0]
+        found = opened._snapshot.tokens(opened._snapshot.place(name))
+        assert found.dtype == np.float16
+        assert np.array_equal(found, expected.astype(np.float16))
+    assert not Gallery.build(encoder, {}).stores_tokens
+    with pytest.raises(UsageError, match="no reranker"):
+        Gallery.build(Encoder.open(other_bundle_path), images, tokens=True)
+
+
 def write_images(folder, names):
     rng = np.random.default_rng(5)
     for name in names:
