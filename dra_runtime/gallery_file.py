@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ _METADATA = {"format", "version", "bundle_id", "bundle", "dim", SHA256}
 _CODES, _VALUES, _INDEX = "metadata.codes.", "metadata.values.", "index."
 _SIZES, _TIMES = "files.sizes", "files.mtimes_ns"
 _ROWS = 16_384  # rows in memory at once
+_BLOCK = 16 * 2**20  # bytes written at once
 
 
 @dataclass(frozen=True)
@@ -298,8 +300,9 @@ def _columns(first: Vectors, alive: npt.NDArray[np.bool_] | None, second: Vector
 
     def column(name: str, ours: Array, others: Array) -> Column:
         def blocks() -> Iterator[Array]:
-            for start in range(0, len(order), _ROWS):
-                yield rows(ours, others, order[start : start + _ROWS])
+            count = max(1, _BLOCK // max(1, math.prod(ours.shape[1:]) * ours.dtype.itemsize))  # tokens are long
+            for start in range(0, len(order), count):
+                yield rows(ours, others, order[start : start + count])
 
         return Column(name, ours.dtype, (len(order), *ours.shape[1:]), blocks)
 
