@@ -26,6 +26,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from dra_runtime.errors import ImageError, UsageError
 from dra_runtime.image_header import CountedReads, check_before_decoding, check_before_parsing
 from dra_runtime.regular_file import read_regular
+from dra_runtime.strict_json import short
 
 ImageSource = Path | str | bytes | Image.Image | npt.NDArray[np.uint8]
 
@@ -66,16 +67,16 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if type(self.image_size) is not int or not 1 <= self.image_size <= 4096:
-            raise UsageError(f"image_size is {self.image_size!r}; give a whole number from 1 to 4096")
+            raise UsageError(f"image_size is {short(self.image_size)}; give a whole number from 1 to 4096")
         if not (_is_number(self.pad_ratio) and self.pad_ratio >= 1):
-            raise UsageError(f"pad_ratio is {self.pad_ratio!r}; give a number of at least 1")
+            raise UsageError(f"pad_ratio is {short(self.pad_ratio)}; give a number of at least 1")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not (isinstance(values, tuple) and len(values) == 3 and all(_is_number(v) for v in values)):
-                raise UsageError(f"{name} is {values!r}; give three numbers, one a channel")
+                raise UsageError(f"{name} is {short(values)}; give three numbers, one a channel")
         if not all(abs(value) <= 1e6 for value in self.mean):
-            raise UsageError(f"mean is {self.mean!r}; give three numbers from -1e6 to 1e6")
+            raise UsageError(f"mean is {short(self.mean)}; give three numbers from -1e6 to 1e6")
         if not all(1e-6 <= value <= 1e6 for value in self.std):
-            raise UsageError(f"std is {self.std!r}; give three numbers above zero")
+            raise UsageError(f"std is {short(self.std)}; give three numbers above zero")
         object.__setattr__(self, "_table", _value_table(self.mean, self.std))
 
     def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
@@ -168,9 +169,9 @@ class Preprocess:
         """
         expected = {"image_size", "pad_ratio", "interpolation", "mean", "std"}
         if set(values) != expected:
-            raise UsageError(f"preprocess has the keys {sorted(map(str, values))}; expected {sorted(expected)}")
+            raise UsageError(f"preprocess has the keys {short(sorted(map(str, values)))}; expected {sorted(expected)}")
         if values["interpolation"] != "bicubic":
-            raise UsageError(f"interpolation is {values['interpolation']!r}; only 'bicubic' is known")
+            raise UsageError(f"interpolation is {short(values['interpolation'])}; only 'bicubic' is known")
         mean, std = (tuple(v) if isinstance(v, list | tuple) else v for v in (values["mean"], values["std"]))
         return cls(values["image_size"], values["pad_ratio"], mean, std)
 
