@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from dra_runtime.ann.arrays import check_kinds, hnsw_from_arrays, ivf_from_arrays
 from dra_runtime.ann.library import Report, Rows, Unit, in_own_thread, load_faiss, one_thread
-from dra_runtime.errors import UsageError
+from dra_runtime.errors import GalleryError, UsageError
 
 IndexKind = Literal["flat", "hnsw", "ivf"]
 INDEX_KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
@@ -164,19 +164,22 @@ def build_index(kind: IndexKind, unit: Unit, threads: int, progress: Report | No
         No such kind.
     BackendError
         faiss can't be imported.
+    GalleryError
+        The rows aren't finite numbers.
     """
     if kind not in INDEX_KINDS:
         raise UsageError(f"no index is called {kind!r:.40}; there are {', '.join(INDEX_KINDS)}")
     load_faiss()
     arrays: Arrays = {}
-    if kind == "hnsw" and len(unit):
-        from dra_runtime.ann.hnsw import build_hnsw
-
-        arrays = in_own_thread(lambda report: build_hnsw(unit, seed, report).as_arrays(), threads, progress)
-    if kind == "ivf" and len(unit):
-        from dra_runtime.ann.ivf import build_ivf
-
-        arrays = in_own_thread(lambda report: build_ivf(unit, seed, report).as_arrays(), threads, progress)
+    if len(unit) and kind != "flat":
+        build = _build_hnsw if kind == "hnsw" else _build_ivf
+        try:
+            arrays = in_own_thread(lambda report: build(unit, seed, report), threads, progress)
+        except RuntimeError as error:  # what faiss says of values that it can't use
+            reason = " ".join(str(error).split())[-200:]
+            raise GalleryError(
+                f"faiss can't build the {kind} index: {reason}; check the gallery with integrity='full'"
+            ) from error
     return AnnIndex(kind, arrays, unit, threads)
 
 
@@ -201,6 +204,18 @@ def index_from_arrays(kind: IndexKind, arrays: Mapping[str, npt.NDArray[Any]], u
     """
     check_kinds(kind, arrays, len(unit))
     return AnnIndex(kind, dict(arrays), unit, threads)
+
+
+def _build_hnsw(unit: Unit, seed: int, report: Report) -> Arrays:
+    from dra_runtime.ann.hnsw import build_hnsw
+
+    return build_hnsw(unit, seed, report).as_arrays()
+
+
+def _build_ivf(unit: Unit, seed: int, report: Report) -> Arrays:
+    from dra_runtime.ann.ivf import build_ivf
+
+    return build_ivf(unit, seed, report).as_arrays()
 
 
 def _open(kind: IndexKind, arrays: Arrays, unit: Unit) -> Searcher:
