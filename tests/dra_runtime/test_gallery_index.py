@@ -77,6 +77,34 @@ def test_images_come_and_go_over_an_index(encoder, tmp_path):
     assert reopened.search_vectors(queries) == exact.search_vectors(queries)
 
 
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_the_other_kinds_give_exact_scores_and_as_many_answers(encoder, tmp_path, kind, storage):
+    exact, gallery = new_gallery(encoder, storage), new_gallery(encoder, storage)
+    report = gallery.build_index(kind)
+    assert report.kind == kind
+    assert 0.8 < report.recall_at_10 <= 1
+    gallery.save(tmp_path / "g")
+    opened = Gallery.open(tmp_path / "g", encoder)
+    assert opened.index == report
+    for where in (None, {"third": 1}, {"third": [0, 2]}):
+        found = gallery.search_vectors(QUERIES, 10, where=where)
+        assert opened.search_vectors(QUERIES, 10, where=where) == found
+        truth = [{hit.id: hit.score for hit in hits} for hits in exact.search_vectors(QUERIES, 600, where=where)]
+        for hits, scores in zip(found, truth, strict=True):
+            assert len(hits) == 10
+            assert all(scores[hit.id] == hit.score for hit in hits)
+            assert [hit.id for hit in hits] == sorted(
+                scores.keys() & {h.id for h in hits}, key=lambda i: (-scores[i], i)
+            )
+    removed = [hits[0].id for hits in opened.search_vectors(QUERIES, 1)]
+    opened.remove(set(removed))
+    assert all(hit.id not in removed for hits in opened.search_vectors(QUERIES, 10) for hit in hits)
+    assert opened.index == report
+    opened.save(tmp_path / "g")
+    assert Gallery.open(tmp_path / "g", encoder).index is None  # it was over other rows
+
+
 class Poor:
     """Proposes what it is told to, whatever is asked."""
 
@@ -105,17 +133,6 @@ def test_never_fewer_answers_than_exact_search_gives(encoder):
     assert all(int(hit.id) % 2 == 0 for some in hits for hit in some)
     half = gallery_index.recall_of(index, unit, gallery_index.queries_between(unit, 100), 10)
     assert 0 < half < 0.5  # it proposes the first of every other row, not the nearest
-
-
-def test_an_index_that_is_not_flat_is_left_out_once_rows_change(encoder, tmp_path):
-    gallery = new_gallery(encoder)
-    gallery.build_index("flat")
-    index = gallery._snapshot.segments[0].index
-    index.report = gallery_index.IndexReport("hnsw", 1.0, 1, 600, 0.1)
-    assert index.stored(changed=False, images=600).report.kind == "hnsw"
-    gallery.remove(["0000"])
-    gallery.save(tmp_path / "g")
-    assert Gallery.open(tmp_path / "g", encoder).index is None
 
 
 def test_building_an_index_over_nothing_and_of_no_kind(encoder, tmp_path):
