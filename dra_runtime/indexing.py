@@ -5,6 +5,7 @@ Memory stays the same for any number of images, apart from their names. `docs/in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from dra_runtime.vectors import Storage, Vectors, checked_storage, rows, vectors
 Progress = Callable[[int, int], None]
 Note = Callable[[str], None]
 
-_ROWS = 16_384  # rows sorted at once
+_SORTED_AT_ONCE = 8 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -239,10 +240,12 @@ def _sorted_copy(
     first: npt.NDArray[Any], second: npt.NDArray[Any], order: npt.NDArray[np.int64], path: Path
 ) -> npt.NDArray[Any]:
     """Copy rows of two arrays, as `dra_runtime.vectors.order_of` numbers them, into a file, and map it."""
+    shape = first.shape[1:]
+    count = max(1, _SORTED_AT_ONCE // (math.prod(shape) * first.dtype.itemsize))
     with path.open("wb") as file:
-        for start in range(0, len(order), _ROWS):
-            file.write(rows(first, second, order[start : start + _ROWS]).tobytes())
-    return np.memmap(path, first.dtype, "r", shape=(len(order), *first.shape[1:]))
+        for start in range(0, len(order), count):
+            file.write(rows(first, second, order[start : start + count]).data)
+    return np.memmap(path, first.dtype, "r", shape=(len(order), *shape))
 
 
 def _index(kind: str, vectors: Vectors, threads: int, note: Note) -> StoredIndex | None:
