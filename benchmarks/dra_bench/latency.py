@@ -51,9 +51,18 @@ class Workload:
 
 
 def latency_cells(
-    pytorch: Backend, pytorch_cut: Backend, bundles: Sequence[Backend], work: Workload, batches: Sequence[int]
+    pytorch: Backend,
+    pytorch_cut: Backend,
+    bundles: Sequence[Backend],
+    work: Workload,
+    batches: Sequence[int],
+    channels_last: Backend | None = None,
 ) -> list[Cell]:
-    """List what is timed: every part by all contenders, PyTorch's text cut to its length, and preprocessing."""
+    """List what is timed: every part by all contenders, PyTorch's text cut to its length, and preprocessing.
+
+    ``channels_last`` is PyTorch with images channels last and text cut: where it is given and there are several images
+    a call, all of PyTorch's ways to a query take part.
+    """
     cells: list[Cell] = []
     for batch in batches:
         texts = work.texts(batch)
@@ -61,6 +70,14 @@ def latency_cells(
         for backend in (pytorch, *bundles):
             pixels = work.pixels(batch, backend.image_input)
             cells += _part_cells(backend, pixels, texts, image_features, text_features)
+        if channels_last is not None and batch > 1:
+            pixels = work.pixels(batch)
+            cells.append(Cell(channels_last.name, "image", batch, None, partial(channels_last.image, pixels)))
+            for way in (pytorch_cut, channels_last):
+                tokens = way.text_tokens(texts)
+                cells.append(Cell(way.name, "query", batch, tokens, partial(way.query, pixels, texts)))
+            by_id = partial(pytorch_cut.query_by_id, image_features, texts)
+            cells.append(Cell(pytorch_cut.name, "query_by_id", batch, pytorch_cut.text_tokens(texts), by_id))
         length = pytorch_cut.text_tokens(texts)
         cells.append(Cell(pytorch_cut.name, "text", batch, length, partial(pytorch_cut.text, texts)))
     image = work.images[0]
@@ -209,7 +226,7 @@ def _references(candidate: Cell, cells: Sequence[Cell], float32: str | None) -> 
 
     First PyTorch's: the same part first, its longest text first. Then the float32 bundle's.
     """
-    if candidate.backend == PYTORCH:
+    if candidate.backend.startswith(PYTORCH):
         return
     parts = (candidate.part, "query") if candidate.part == "query_by_id" else (candidate.part,)
     for part in parts:

@@ -5,7 +5,7 @@ import open_clip
 import pytest
 import torch
 
-from dra_bench.backends import pytorch_towers
+from dra_bench.backends import channels_last_towers, pytorch_towers
 from dra_train.backbones import model_config, untrained_model
 
 TEXTS = ["in red", "is shorter with long sleeves and a darker blue collar"]
@@ -60,3 +60,13 @@ def test_images_are_the_checkpoints_own_where_all_stages_count():
     with torch.no_grad():
         expected, _ = staged.encode_image(torch.from_numpy(image))
     np.testing.assert_allclose(pytorch_towers(staged).image(image), expected.numpy(), atol=1e-5)
+
+
+def test_channels_last_is_the_same_model_in_another_layout(model, pixels):
+    turned = channels_last_towers(model)
+    assert turned.name == "pytorch-eager channels-last"
+    convolution = next(m for m in turned.model.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3))
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    original = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3))
+    assert original.weight.is_contiguous()
+    np.testing.assert_allclose(turned.query(pixels, TEXTS), pytorch_towers(model).query(pixels, TEXTS), atol=1e-5)

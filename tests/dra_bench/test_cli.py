@@ -42,7 +42,10 @@ def run(capsys, *words):
     return (exit_info.value.code, *capsys.readouterr())
 
 
-@pytest.mark.parametrize("command", [(), ("latency",), ("recall",), ("report",)])
+COMMANDS = ("latency", "recall", "memory", "coldstart", "endtoend", "gallery", "report")
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
 def test_help_says_what_a_command_does(capsys, command):
     code, out, err = run(capsys, *command, "--help")
     assert code == 0
@@ -115,7 +118,14 @@ def test_latency_covers_every_batch_and_backend(measured, tiny_checkpoint):
     result = json.loads((measured / "latency.json").read_text())
     assert {row["batch"] for row in result["rows"]} == {1, 2}
     assert {row["samples"] for row in result["rows"]} == {12}
-    assert {row["backend"] for row in result["rows"]} == {"pytorch-eager", "onnxruntime-cpu", "dra-runtime"}
+    backends = {batch: {row["backend"] for row in result["rows"] if row["batch"] == batch} for batch in (1, 2)}
+    assert backends == {
+        1: {"pytorch-eager", "onnxruntime-cpu", "dra-runtime"},
+        2: {"pytorch-eager", "pytorch-eager channels-last", "onnxruntime-cpu"},
+    }
+    assert {(row["part"], row["batch"]) for row in result["throughput"]} == {
+        (part, 2) for part in ("image", "text", "compose", "query", "query_by_id")
+    }
     by_id = [r for r in result["rows"] if r["part"] == "query_by_id" and r["backend"] == "onnxruntime-cpu"]
     assert [r["text_tokens"] for r in by_id] == [12, 12]
     assert all(0 < r["p50_ms"] <= r["p90_ms"] <= r["p99_ms"] for r in result["rows"])

@@ -3,6 +3,8 @@
 import os
 import platform
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -51,3 +53,10 @@ def test_processor_time_is_read_from_the_first_line(tmp_path):
     assert cpu_clock(tmp_path / "missing") is None
     stat.write_text("cpu 1 2\n")
     assert cpu_clock(stat) is None
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="/proc/stat is Linux's")
+def test_processes_that_we_started_are_no_others():
+    before = cpu_clock()
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.2: pass"], check=True)
+    assert cpu_clock().own - before.own > 0.15

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 from PIL import Image
 
-from dra_bench.backends import bundle_encoders, pytorch_towers
+from dra_bench.backends import bundle_encoders, channels_last_towers, pytorch_towers
 from dra_bench.commands.common import (
     bundles_option,
     checkpoint_option,
@@ -36,6 +37,7 @@ from dra_bench.latency import (
     raw_milliseconds,
     rows_table,
 )
+from dra_bench.throughput import throughput_rows, throughput_table
 from dra_runtime.files import check_output
 
 
@@ -77,6 +79,9 @@ def latency_command(
 
     Several bundles, such as one a precision, are compared with PyTorch and with the first float32 one among them.
 
+    With --batch above 1, bundles are also compared with the fastest of PyTorch's ways in items a second: images
+    contiguous or channels last, texts padded or cut.
+
     p99 of few samples is close to the slowest one: look at the number of samples.
     """
     check_output(output)
@@ -93,13 +98,18 @@ def latency_command(
         for contender, precision in zip(contenders, precisions, strict=True)
     ]
     float32 = contenders[precisions.index("fp32")].name if "fp32" in precisions else None
-    cells = latency_cells(pytorch, pytorch_towers(source.model, cut=True), contenders, work, sorted(set(batches)))
+    channels_last = channels_last_towers(source.model) if max(batches) > 1 else None
+    cells = latency_cells(
+        pytorch, pytorch_towers(source.model, cut=True), contenders, work, sorted(set(batches)), channels_last
+    )
     click.echo(f"timing {len(cells)} rows in turns on {surroundings['cpu']}, {encoder.threads} threads", err=True)
     timings, others = timed_in_turns(cells, samples, seconds, "latency")
     rows, ratios = latency_rows(timings), latency_ratios(timings, float32)
-    result = {
+    throughput = throughput_rows(timings)
+    result: dict[str, Any] = {
         "rows": rows,
         "ratios": ratios,
+        **({"throughput": throughput} if throughput else {}),
         "environment": {**surroundings, "used_by_others_percent": others, **model_identities(source, *encoders)},
         "bundles": [
             {
@@ -116,4 +126,5 @@ def latency_command(
         "warmup": {"rounds": timings.warmup_rounds, "steady": timings.steady},
         "raw_ms": raw_milliseconds(timings),
     }
-    deliver(result, output, as_json, f"{rows_table(rows)}\n\n{ratios_table(ratios)}")
+    tables = [rows_table(rows), ratios_table(ratios), *([throughput_table(throughput)] if throughput else [])]
+    deliver(result, output, as_json, "\n\n".join(tables))
