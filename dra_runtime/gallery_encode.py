@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
-from dra_runtime.encoder import IMAGE_BATCH, Encoder, Features, Pixels
-from dra_runtime.errors import ImageError, UsageError
+from dra_runtime.encoder import Encoder, Features
+from dra_runtime.errors import UsageError
 from dra_runtime.gallery_file import check_id
+from dra_runtime.image_stream import encoded_images
 from dra_runtime.metadata import Item
 from dra_runtime.preprocess import ImageSource
 from dra_runtime.rerank import half_tokens
@@ -59,44 +59,32 @@ def encode(
     UsageError
         Tokens are asked for, and the bundle has none.
     """
-    from concurrent.futures import ThreadPoolExecutor  # only here, and slow to import
-
-    def load(item: tuple[str, ImageSource]) -> Pixels | ImageError:
-        try:
-            check_id(item[0])
-            return encoder.pixels(item[1])
-        except UsageError as error:
-            return ImageError(str(error))
-        except ImageError as error:
-            return error
-
     if tokens and "reranker" not in encoder.bundle.manifest.graphs:
         raise UsageError(f"{encoder.bundle.path} has no reranker, so there are no tokens to store; leave tokens off")
     ids: list[str] = []
     skipped: list[tuple[str, str]] = []
     features = [np.empty((0, encoder.dim), np.float32)]
     kept_tokens: list[npt.NDArray[np.float16]] = []
-    # Decoding runs beside itself, not beside the network: PIL releases the interpreter while it works
-    with ThreadPoolExecutor(encoder.threads) as pool:
-        remaining, done = iter(images.items()), 0
-        while batch := list(islice(remaining, IMAGE_BATCH)):
-            kept: list[Pixels] = []
-            for (name, _), loaded in zip(batch, pool.map(load, batch), strict=True):
-                if not isinstance(loaded, ImageError):
-                    kept.append(loaded)
-                    ids.append(name)
-                elif not skip:
-                    raise loaded
-                else:
-                    skipped.append((name, str(loaded)))
-            if kept:
-                found = encoder.encode_pixels(np.stack(kept))
-                features.append(found["image_features"])
-                if tokens:
-                    kept_tokens.append(half_tokens(found["image_tokens"]))
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(images))
+
+    def usable() -> Iterator[tuple[str, ImageSource]]:
+        for name, source in images.items():
+            try:
+                yield check_id(name), source
+            except UsageError as error:
+                if not skip:
+                    raise
+                skipped.append((name, str(error)))
+
+    for batch in encoded_images(encoder, usable()):
+        if batch.failed and not skip:
+            raise batch.failed[0][1]
+        skipped += [(name, str(error)) for name, error in batch.failed]
+        ids += batch.keys
+        features.append(batch.features)
+        if tokens and batch.tokens is not None:
+            kept_tokens.append(half_tokens(batch.tokens))
+        if progress is not None:
+            progress(len(ids) + len(skipped), len(images))
     return Encoded(ids, np.concatenate(features), np.concatenate(kept_tokens) if kept_tokens else None, skipped)
 
 
