@@ -47,14 +47,15 @@ def open_graph(ort: Any, path: Path, spec: GraphSpec, options: Any, providers: S
     try:
         # without enable_fallback=0 the Python layer would try again on the CPU when a provider fails
         session = ort.InferenceSession(str(path), options, providers=list(providers), enable_fallback=0)
-    # ONNX Runtime derives its errors from Exception itself
+        described = [
+            [(v.name, DTYPES.get(v.type, v.type), list(v.shape)) for v in values]
+            for values in (session.get_inputs(), session.get_outputs())
+        ]
+    # ONNX Runtime derives its errors from Exception itself; names that are no UTF-8 raise too
     except Exception as error:
         raise BackendError(f"{path}: ONNX Runtime can't open it ({line(error)}); export the bundle again") from error
-    for kind, found, stated in (
-        ("inputs", session.get_inputs(), spec.inputs),
-        ("outputs", session.get_outputs(), spec.outputs),
-    ):
-        _compare(path, kind, [(v.name, DTYPES.get(v.type, v.type), list(v.shape)) for v in found], stated)
+    _compare(path, "inputs", described[0], spec.inputs)
+    _compare(path, "outputs", described[1], spec.outputs)
     return session
 
 

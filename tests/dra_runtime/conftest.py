@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 
-def _load_factory():
-    # pytest's importlib mode puts no test folder on the path, so the helper is loaded by its place
-    spec = importlib.util.spec_from_file_location("bundle_factory", Path(__file__).with_name("bundle_factory.py"))
+def _load(name):
+    # pytest's importlib mode puts no test folder on the path, so the helpers are loaded by their place
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
-    sys.modules["bundle_factory"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
-    return module
 
 
-_load_factory()
+for _name in ("bundle_factory", "fuzz_files", "fuzzing"):  # each may import those before it
+    _load(_name)
 
 
 @pytest.fixture(scope="session")

@@ -13,21 +13,19 @@ import copy
 import faulthandler
 import gzip
 import hashlib
-import importlib.util
 import io
 import json
 import random
 import resource
-import struct
 import sys
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, features
+from bundle_factory import write_bundle
+from fuzz_files import good_images, sidecar_values, with_right_checksums
 
 import dra_runtime as dra
 from dra_runtime.bundle import Bundle
@@ -193,7 +191,7 @@ def bundle_target(folder: Path) -> Case:
 
 def sidecar_target(folder: Path) -> Case:
     plan = folder / "text_encoder.plan"
-    text = json.dumps(_sidecar_values()).encode("utf-8")
+    text = json.dumps(sidecar_values()).encode("utf-8")
 
     def case(rng: random.Random) -> None:
         plan.with_name(f"{plan.name}.json").write_bytes(changed := mutated_json(text, rng))
@@ -384,114 +382,6 @@ TARGETS: dict[str, Callable[[Path], Case]] = {
 }
 
 
-# -- good files
-
-
-def good_images() -> dict[str, bytes]:
-    """Return small real files of every format, in as many of its forms as PIL writes, and some that it doesn't."""
-    rng = np.random.default_rng(0)
-    ramp = np.add.outer(np.arange(30), np.arange(40)) * 3
-    rgb = Image.fromarray(
-        (np.stack([ramp, ramp.max() - ramp, ramp // 2], 2) + rng.integers(0, 9, (30, 40, 3))).astype("u1")
-    )
-    alpha = rgb.copy()
-    alpha.putalpha(Image.linear_gradient("L").resize(rgb.size))
-    palette, grey = rgb.quantize(16), rgb.convert("L")
-    wide = Image.fromarray((ramp * 300).astype("u2"))
-    frames = {"save_all": True, "append_images": [rgb.rotate(90), rgb.rotate(180)]}
-    exif = Image.Exif()
-    exif[274], exif[271] = 6, "maker"
-    made = {
-        "JPEG plain": (rgb, {"exif": exif, "comment": b"c", "dpi": (72, 72)}),
-        "JPEG progressive": (rgb, {"progressive": True, "icc_profile": b"i" * 300}),
-        "JPEG cmyk": (rgb.convert("CMYK"), {}),
-        "JPEG grey": (grey, {"restart_marker_blocks": 1}),
-        "PNG rgb": (rgb, {"exif": exif, "icc_profile": b"i" * 99}),
-        "PNG rgba": (alpha, {}),
-        "PNG palette": (palette, {"transparency": 3}),
-        "PNG wide": (wide, {}),
-        "PNG bits": (rgb.convert("1"), {}),
-        "PNG animated": (rgb, frames),
-        "WEBP lossy": (rgb, {"exif": exif}),
-        "WEBP lossless": (alpha, {"lossless": True}),
-        "WEBP animated": (rgb, frames),
-        "GIF plain": (palette, {"comment": b"c" * 300, "transparency": 1}),
-        "GIF animated": (palette, frames),
-        "BMP rgb": (rgb, {}),
-        "BMP palette": (palette, {}),
-        "BMP bits": (rgb.convert("1"), {}),
-        "TIFF raw": (rgb, {"exif": exif}),
-        "TIFF lzw": (rgb, {"compression": "tiff_lzw"}),
-        "TIFF deflate": (alpha, {"compression": "tiff_adobe_deflate"}),
-        "TIFF jpeg": (rgb, {"compression": "jpeg"}),
-        "TIFF fax": (rgb.convert("1"), {"compression": "group4"}),
-        "TIFF packbits": (palette, {"compression": "packbits"}),
-        "TIFF float": (grey.convert("F"), {}),
-        "TIFF pages": (rgb, {**frames, "big_tiff": True}),
-        "PPM rgb": (rgb, {}),
-        "PPM bits": (rgb.convert("1"), {}),
-        "PPM wide": (wide, {}),
-        "JPEG2000 box": (rgb, {}),
-        "JPEG2000 raw": (alpha, {"no_jp2": True, "tile_size": (16, 16)}),
-    }
-    if features.check("avif"):
-        made |= {"AVIF plain": (rgb, {"exif": exif, "speed": 10}), "AVIF animated": (rgb, {**frames, "speed": 10})}
-    files = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name, (image, options) in made.items():
-            buffer = io.BytesIO()
-            image.save(buffer, name.split()[0], **options)
-            files[name] = buffer.getvalue()
-    files["BMP runs"] = bmp(9, 4, 1, bytes([9, 1, 0, 0, 0, 3, 1, 2, 3, 0, 0, 2, 2, 1, 5, 2, 0, 1]))
-    files["TIFF tiles"] = tiff(
-        {256: 20, 257: 20, 258: 8, 259: 8, 262: 1, 277: 1, 322: 16, 323: 16, 324: 126, 325: 400},
-        zlib.compress(bytes(256)),
-    )
-    files["PPM odd"] = b"P6 # c\n4 3 99\n" + bytes(36)
-    return files
-
-
-def bmp(width: int, height: int, compression: int, data: bytes, bits: int = 8) -> bytes:
-    """Return a BMP with a palette of zeros."""
-    start = 54 + 1024
-    head = struct.pack("<IHHI", start + len(data), 0, 0, start)
-    head += struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(data), 0, 0, 256, 0)
-    return b"BM" + head + bytes(1024) + data
-
-
-def tiff(tags: dict[int, int | tuple[int, int]], data: bytes) -> bytes:
-    """Return a TIFF of one directory, whose data follows it; a tag is a number, or a count and a place."""
-    entries = [
-        struct.pack("<HHII", tag, 4, *(v if isinstance(v, tuple) else (1, v))) for tag, v in sorted(tags.items())
-    ]
-    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4) + data
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    """Return a PNG's chunk."""
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width: int, height: int, before: bytes = b"", after: bytes = b"", data: bytes | None = None) -> bytes:
-    """Return a grey PNG, with chunks before and after its pixels."""
-    pixels = zlib.compress(bytes((width + 1) * height)) if data is None else data
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + before + chunk(b"IDAT", pixels) + after + chunk(b"IEND", b"")
-
-
-def with_right_checksums(data: bytes) -> bytes:
-    """Return a PNG whose chunks' checksums are right again: behind a wrong one no decoder looks."""
-    out, at = data[:8], 8
-    while at + 12 <= len(data):
-        (size,) = struct.unpack_from(">I", data, at)
-        if at + 12 + size > len(data):
-            break
-        out += chunk(data[at + 4 : at + 8], data[at + 8 : at + 8 + size])
-        at += 12 + size
-    return out + data[at:]
-
-
 def sealed(data: bytes) -> bytes:
     """Return a container whose header states the hash that its data has."""
     size = int.from_bytes(data[:8], "little")
@@ -527,52 +417,8 @@ def _with_header(values: Any, arrays: bytes) -> bytes:
 
 
 def _bundle(folder: Path) -> Path:
-    factory = sys.modules.get("bundle_factory")
-    if factory is None:
-        spec = importlib.util.spec_from_file_location("bundle_factory", Path(__file__).with_name("bundle_factory.py"))
-        assert spec
-        assert spec.loader
-        factory = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(factory)
-        sys.modules["bundle_factory"] = factory
     path = folder / "bundle"
-    return path if path.is_dir() else factory.write_bundle(path)
-
-
-def _sidecar_values() -> dict[str, Any]:
-    spec = {"name": "tokens", "dtype": "int32", "shape": ["batch", "length"]}
-    return {
-        "format": "dra-engine",
-        "version": 1,
-        "graph": "text_encoder",
-        "bundle_id": "ab" * 32,
-        "onnx_sha256": "cd" * 32,
-        "plan": {"file": "text_encoder.plan", "sha256": "ef" * 32, "size": 256},
-        "library": "tensorrt",
-        "library_version": "10.13.0.35",
-        "target": {
-            "platform": "linux-x86_64",
-            "compute_capabilities": ["8.9", "9.0"],
-            "gpu": "NVIDIA L4",
-            "hardware_compatible": False,
-            "version_compatible": True,
-        },
-        "precision": "fp16",
-        "proof": {
-            "half_share": 0.75,
-            "half_tensors": 3,
-            "float_tensors": 1,
-            "half_products": 2,
-            "float_products": 0,
-            "islands": [{"op": "SOFTMAX", "reason": "softmax", "layers": ["node_softmax"]}],
-            "inspected": None,
-        },
-        "profiles": [{"tokens": {"min": [1, 2], "opt": [8, 16], "max": [64, 77]}}],
-        "inputs": [spec],
-        "outputs": [{"name": "text_features", "dtype": "float32", "shape": ["batch", 640]}],
-        "build": {"min_batch": 1, "opt_batch": 8, "max_batch": 64, "workspace": 2**30},
-        "versions": {"dra-toolkit": "0.1.0"},
-    }
+    return path if path.is_dir() else write_bundle(path)
 
 
 def one_line(error: Exception) -> None:
