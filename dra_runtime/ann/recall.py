@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dra_runtime.ann.library import BLOCK, Rows, Unit
+from dra_runtime.ann.library import Rows, Unit
+from dra_runtime.search import top_k
 
 # Rows whose scores differ by less than this are equally near: rounding of a float32 dot product
 _EQUAL = np.float32(1e-6)
@@ -62,14 +63,9 @@ def recall_of_rows(rows: Rows, unit: Unit, queries: npt.NDArray[np.float32], wor
 
 
 def kth_best(unit: Unit, queries: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.float32]:
-    """Return each query's k-th best score, (Q,), by comparing every row."""
-    best = np.full((len(queries), k), -np.inf, np.float32)
-    for start in range(0, len(unit), BLOCK):
-        scores = queries @ np.asarray(unit[start : start + BLOCK], np.float32).T
-        both = np.concatenate([best, scores], axis=1)
-        best = np.partition(both, both.shape[1] - k, axis=1)[:, -k:]
-    worst: npt.NDArray[np.float32] = best.min(axis=1)
-    return worst
+    """Return each query's k-th best score, (Q,), found by exact search; k is at most N."""
+    exact = top_k(unit, queries, k, np.full(len(queries), -1))
+    return np.array([scores[-1] for _, scores in exact], np.float32)
 
 
 def least_setting(trial: Callable[[int], Trial], settings: Sequence[int], unit: Unit, seed: int) -> int:
@@ -89,6 +85,8 @@ def least_setting(trial: Callable[[int], Trial], settings: Sequence[int], unit: 
     k = min(NEAREST, len(unit))
     queries = likely_queries(unit, QUERIES, seed)
     worst = kth_best(unit, queries, k)
+    if not len(queries):  # no row is more than zeros
+        return settings[0]
     for setting in settings:
         if recall_of_rows(trial(setting)(queries, k, None, 1.0), unit, queries, worst) >= ENOUGH:
             return setting
@@ -96,9 +94,9 @@ def least_setting(trial: Callable[[int], Trial], settings: Sequence[int], unit: 
 
 
 def likely_queries(unit: Unit, count: int, seed: int) -> npt.NDArray[np.float32]:
-    """Draw queries (count, D) of unit length that lie between rows, as composed ones do: no row is a query itself."""
+    """Draw up to ``count`` queries of unit length that lie between rows, as composed ones do: no row is one itself."""
     rng = np.random.default_rng(seed)
     first, second = (np.asarray(unit[rng.integers(0, len(unit), count)], np.float32) for _ in range(2))
-    queries = first + 0.5 * second
-    lengths: npt.NDArray[np.float32] = np.linalg.norm(queries, axis=1, keepdims=True)
-    return (queries / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    mixed = first + np.float32(0.5) * second
+    queries: npt.NDArray[np.float32] = mixed[mixed.any(axis=1)]
+    return (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
