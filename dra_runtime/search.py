@@ -13,6 +13,7 @@ from dra_runtime.half import half_products
 ROWS = 65_536  # rows scored at once
 SCORES = 4_194_304  # scores in memory at once
 HEAD = 4_096  # scores of a block that are looked at first
+SLACK = 64  # rows that a query keeps besides twice as many as are asked for, before they are cut back
 GATHERED = 4  # rows are gathered where fewer than one in so many are allowed
 
 Unit = npt.NDArray[np.float32] | npt.NDArray[np.float16]
@@ -87,7 +88,7 @@ def _candidates(
                 if len(new):
                     rows = np.concatenate([kept[i][0], numbers[new]])
                     best = np.concatenate([kept[i][1], scores[new]])
-                    if len(rows) > 2 * k + 64:
+                    if len(rows) > 2 * k + SLACK:
                         limits[i] = np.partition(best, len(best) - k)[len(best) - k] - margin
                         rows, best = rows[best >= limits[i]], best[best >= limits[i]]
                     kept[i] = rows, best

@@ -23,16 +23,18 @@ def full_sort(unit, query, k, dropped, allowed):
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_answers_equal_a_full_sort(data):
-    count = data.draw(st.integers(0, 60))
-    unit = EXACT[data.draw(st.lists(st.integers(0, 23), min_size=count, max_size=count))].reshape(count, 4)
+    picked = data.draw(st.lists(st.integers(0, 23), max_size=60) | st.permutations(range(24)))
+    count, unit = len(picked), EXACT[picked].reshape(-1, 4)
     queries = EXACT[data.draw(st.lists(st.integers(0, 23), min_size=1, max_size=4))]
-    excluded = np.array([data.draw(st.integers(-1, count - 1)) for _ in queries])
+    best = [int(np.argmax(unit @ query)) if count else -1 for query in queries]
+    excluded = np.array([data.draw(st.just(row) | st.integers(-1, count - 1)) for row in best])
     allowed = data.draw(st.none() | st.lists(st.booleans(), min_size=count, max_size=count).map(np.array))
     allowed = None if allowed is None else allowed.astype(bool)
-    k = data.draw(st.integers(1, 70))
+    k = data.draw(st.integers(1, 6) | st.integers(1, 70))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "ROWS", data.draw(st.sampled_from([1, 7, 25, 1000])))
         patch.setattr(search, "HEAD", data.draw(st.sampled_from([1, 5, 1000])))
+        patch.setattr(search, "SLACK", data.draw(st.sampled_from([0, 64])))
         patch.setattr(search, "SCORES", data.draw(st.sampled_from([1, 100, 10_000])))
         patch.setattr(search, "GATHERED", data.draw(st.sampled_from([1, 4, 1000])))
         storage = data.draw(st.sampled_from([np.float32, np.float16]))
