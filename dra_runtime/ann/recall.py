@@ -99,4 +99,5 @@ def likely_queries(unit: Unit, count: int, seed: int) -> npt.NDArray[np.float32]
     first, second = (np.asarray(unit[rng.integers(0, len(unit), count)], np.float32) for _ in range(2))
     mixed = first + np.float32(0.5) * second
     queries: npt.NDArray[np.float32] = mixed[mixed.any(axis=1)]
-    return (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    return queries
