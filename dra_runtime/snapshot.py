@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dra_runtime.errors import UnknownIdError, UsageError
-from dra_runtime.metadata import Value, allowed_rows
+from dra_runtime.metadata import Value, allowed_rows, check_keys
 from dra_runtime.search import Ranked, top_k
 from dra_runtime.vectors import Vectors, merged, none_of, row_of
 
@@ -186,6 +186,11 @@ def with_added(snapshot: Snapshot, vectors: Vectors) -> Snapshot:
 
     The last segments are merged while they are of like size. So there are never more than a few, and a row is copied a
     few times at most, however many times rows are added.
+
+    Raises
+    ------
+    UsageError
+        The metadata would have more keys than a gallery holds.
     """
     if not len(vectors):
         return snapshot
@@ -193,7 +198,9 @@ def with_added(snapshot: Snapshot, vectors: Vectors) -> Snapshot:
     while len(segments) > 1 and not segments[-2].kept and segments[-2].count <= 2 * segments[-1].count:
         last, before = segments.pop(), segments.pop()
         segments.append(Segment(_merged(before, last)))
-    return Snapshot(tuple(segments))
+    added = Snapshot(tuple(segments))
+    check_keys(added.keys)
+    return added
 
 
 def parts(snapshot: Snapshot) -> tuple[Segment, Vectors]:

@@ -297,6 +297,9 @@ def test_metadata_is_replaced_with_its_image(encoder, images):
         with pytest.raises(UsageError):
             call()
     assert gallery.ids == ("a", "b")
+    with pytest.raises(UsageError, match="65 different keys"):  # with y; the file couldn't hold them
+        gallery.add({"c": images["item-3"]}, metadata={"c": {str(i): i for i in range(64)}})
+    assert gallery.ids == ("a", "b")
 
 
 def test_half_storage(encoder, images, tmp_path):
