@@ -6,7 +6,10 @@ Memory stays the same for any number of images, apart from their names. `docs/in
 from __future__ import annotations
 
 import math
+import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ Progress = Callable[[int, int], None]
 Note = Callable[[str], None]
 
 _SORTED_AT_ONCE = 8 * 2**20  # bytes
+_LEFT_ALONE = 300  # seconds; a save that lives writes more often
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ def index_folder(
     tell: Note = note or _silent
     by_id = None if metadata is None else matched_metadata(images, metadata, tell)
     with open_journal(out, head, restart) as journal:
+        _remove_leftovers(out)
         kept = {} if older is None else older.rows_of(images)
         remaining = [image for image in images if image.id not in kept and not journal.knows(image)]
         done = len(images) - len(remaining)
@@ -253,6 +258,16 @@ def _index(kind: str, vectors: Vectors, threads: int, note: Note) -> StoredIndex
     index = built_index(kind, vectors.unit, threads, None)
     note(f"{kind} finds {index.report.recall_at_10:.2%} of the 10 nearest images")
     return index.stored(False, len(vectors))
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what killed saves left beside a gallery: large, and of no use to anybody."""
+    pattern = re.compile(re.escape(f".{out.name[:100]}.") + r"[0-9a-f]{12}\.tmp")
+    for path in out.parent.iterdir():
+        if pattern.fullmatch(path.name):
+            with suppress(OSError):  # another's, or gone meanwhile
+                if time.time() - path.stat().st_mtime > _LEFT_ALONE:
+                    path.unlink()
 
 
 def _files(folder: Path, images: Sequence[FolderImage]) -> IndexedFiles | None:

@@ -376,3 +376,13 @@ def test_a_changed_file_during_the_run_is_taken_up_later(encoder, folder, tmp_pa
     with pytest.raises(Stop):
         index_folder(encoder, folder, out, progress=progress)
     assert index_folder(encoder, folder, out).resumed == COUNT - 1
+
+
+def test_what_killed_saves_left_is_removed(encoder, folder, tmp_path):
+    old, young, other = (tmp_path / f".{name}.tmp" for name in ("g.0123456789ab", "g.ba9876543210", "h.0123456789ab"))
+    for path in (old, young, other):
+        path.write_bytes(b"x")
+    os.utime(old, (1, 1))
+    os.utime(other, (1, 1))
+    index_folder(encoder, folder, tmp_path / "g")
+    assert [path.exists() for path in (old, young, other)] == [False, True, True]
