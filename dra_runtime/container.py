@@ -8,7 +8,9 @@ import json
 import math
 import mmap
 import os
+import re
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ Array = npt.NDArray[Any]
 
 MAX_HEADER = 65_536  #: bytes
 MAX_DIMENSIONS = 8
+ABANDONED = 60  #: seconds without a write after which a temporary file that nobody locks is removed
+_TEMPORARY = re.compile(r"[0-9a-f]{12}\.tmp")
 SHA256 = "data_sha256"  # the metadata that holds the hash of everything behind the header
 _DTYPES = {
     name: np.dtype(code)
@@ -156,11 +160,15 @@ def map_arrays(path: Path, layout: Layout, check_hash: bool) -> dict[str, Array]
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` that takes its place when all went well, and vanishes otherwise.
 
-    Both the content and the new name are on the disk when this returns.
+    Both the content and the new name are on the disk when this returns. What a killed writer of the same name left
+    behind is removed first.
     """
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
+    prefix = f".{path.name[:100]}."
+    _remove_abandoned(path.parent, prefix)
+    temporary = path.with_name(f"{prefix}{secrets.token_hex(6)}.tmp")
     try:
         with temporary.open("xb") as file:
+            _locked(file)  # until it is closed, or we are killed
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -175,6 +183,28 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+
+def _remove_abandoned(folder: Path, prefix: str) -> None:
+    """Remove the temporary files that nobody writes any more: nobody holds their lock."""
+    with contextlib.suppress(OSError):  # it is only tidying up
+        for entry in folder.iterdir():
+            is_ours = entry.name.startswith(prefix) and _TEMPORARY.fullmatch(entry.name[len(prefix) :])
+            if is_ours and time.time() - entry.lstat().st_mtime > ABANDONED:
+                with open_regular(entry) as file:
+                    if _locked(file):
+                        entry.unlink()
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Lock an open file; False where somebody else has, or nobody can."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):  # Windows; some network file systems
+        return False
+    return True
 
 
 def _header(columns: Sequence[Column], metadata: Mapping[str, str]) -> bytes:

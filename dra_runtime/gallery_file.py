@@ -353,12 +353,17 @@ def _check_unit_length(unit: Unit) -> None:
 
 
 def _hint(path: Path, bundle: Path) -> str:
-    """Return the bundle's place seen from the gallery's folder, so that both can be moved together."""
+    """Return a folder's place seen from the gallery's, so that both can be moved together."""
     folder, target = path.parent.resolve(), bundle.resolve()
     try:
-        return Path(os.path.relpath(target, folder)).as_posix()
+        hint = Path(os.path.relpath(target, folder)).as_posix()
     except ValueError:  # on another drive
-        return str(target)
+        hint = str(target)
+    try:
+        hint.encode("utf-8")
+    except UnicodeEncodeError:  # bytes that are no text can't stand in a header; the gallery does without the hint
+        return "."
+    return hint
 
 
 def _line(error: BaseException) -> str:

@@ -135,6 +135,33 @@ def test_a_saved_gallery_is_on_the_disk_before_its_name_and_its_name_before_save
     assert done == ["file", "rename", "folder"]
 
 
+def test_what_a_killed_save_left_is_removed(gallery, tmp_path):
+    import fcntl
+
+    old = {name: tmp_path / f".g.{name}.tmp" for name in ("0123456789ab", "ba9876543210", "aaaaaaaaaaaa", "notes")}
+    for path in [*old.values(), tmp_path / ".other.0123456789ab.tmp"]:
+        path.write_bytes(b"x")
+        os.utime(path, (0, 0))
+    os.utime(old["aaaaaaaaaaaa"])  # just now
+    with old["ba9876543210"].open("rb") as somebody:
+        fcntl.flock(somebody, fcntl.LOCK_EX)
+        gallery.save(tmp_path / "g")
+    kept = [".g.ba9876543210.tmp", ".g.aaaaaaaaaaaa.tmp", ".g.notes.tmp", ".other.0123456789ab.tmp", "g"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_a_bundle_whose_path_is_no_text(gallery, tmp_path):
+    folder = tmp_path / os.fsdecode(b"\xff\xfe")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    gallery.save(tmp_path / "g")
+    _, vectors = read_gallery(tmp_path / "g")
+    write_gallery(tmp_path / "h", vectors, "0" * 64, folder / "bundle")
+    assert bundle_of(tmp_path / "h") == tmp_path
+
+
 def test_another_bundles_gallery(encoder, other_bundle_path, gallery, tmp_path):
     gallery.save(tmp_path / "g")
     other = Encoder.open(other_bundle_path)
@@ -309,6 +336,16 @@ def test_made_up_galleries(encoder, tmp_path, metadata, arrays, message):
     with pytest.raises(GalleryFormatError, match=message) as caught:
         read_gallery(tmp_path / "g")
     assert "\n" not in str(caught.value)
+
+
+def test_the_hash_finds_what_nothing_else_can(encoder, gallery, tmp_path):
+    gallery.save(tmp_path / "g")
+    raw = bytearray((tmp_path / "g").read_bytes())
+    raw[8 + int.from_bytes(raw[:8], "little")] ^= 1  # the last bit of the first number
+    (tmp_path / "g").write_bytes(raw)
+    with pytest.raises(GalleryFormatError, match="SHA-256"):
+        Gallery.open(tmp_path / "g", encoder)
+    assert len(Gallery.open(tmp_path / "g", encoder, "size")) == 40
 
 
 def test_ids_in_a_wrong_order_do_not_crash_the_fast_mode(encoder, tmp_path):

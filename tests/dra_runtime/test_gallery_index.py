@@ -32,6 +32,7 @@ def new_gallery(encoder, storage="float32", count=600):
 
 
 QUERIES = features(9, seed=1)
+OWN, IDS = features()[:5], [f"{i:04d}" for i in range(5)]
 
 
 @pytest.mark.parametrize("storage", ["float32", "float16"])
@@ -50,6 +51,7 @@ def test_flat_gives_the_answers_of_exact_search(encoder, tmp_path, storage):
         for k in (1, 10, 70, 700):
             assert gallery.search_vectors(QUERIES, k) == exact.search_vectors(QUERIES, k)
             assert gallery.search_vectors(QUERIES, k, exclude) == exact.search_vectors(QUERIES, k, exclude)
+            assert all(hits[0].id != own for hits, own in zip(gallery.search_vectors(OWN, k, IDS), IDS, strict=True))
             for where in ({"third": 1}, {"third": 9}, {"third": [0, 2]}):
                 found = gallery.search_vectors(QUERIES, k, where=where)
                 assert found == exact.search_vectors(QUERIES, k, where=where)
