@@ -17,6 +17,7 @@ MAX_TAG_VALUES = 200_000  #: numbers in one tag of a TIFF, such as its strips' p
 MAX_TAG_BYTES = 64 * 2**20  #: beside the file's own size: tags that share their bytes
 HEADER_READS = 5_000  #: calls for more bytes while a header is read
 JPEG_HEADER_BYTES = 32 * 2**20
+MAX_EXIF = 100  #: blocks in a JPEG, previews' among them; PIL copies all it has at each of them
 
 # Decoders that PIL has written in Python take seconds a megapixel: pixels that each may decode.
 _PIXELS_IN_PYTHON = {"bmp_rle": 10_000_000, "ppm": 2_000_000, "ppm_plain": 0}
@@ -39,8 +40,8 @@ class CountedReads(io.BytesIO):
         self._bytes = JPEG_HEADER_BYTES if format_name == "JPEG" else 2 * self._size + 2**20
 
     def expect_pixels(self) -> None:
-        """Allow the calls that pixels need: in pieces of at least a hundred bytes, where there are many."""
-        self._calls = 300_000 + self._size // 100
+        """Allow the calls that pixels need: in pieces of at least some forty bytes, where there are many."""
+        self._calls = 60_000 + self._size // 40
         self._bytes = 4 * self._size + 2**30
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -57,6 +58,8 @@ def check_before_parsing(format_name: str, data: bytes, max_pixels: int) -> None
     """Raise ValueError for a header that PIL would pay for before it tells the image's size."""
     if format_name == "WEBP" and math.prod(size := _webp_size(data)) > max_pixels:
         raise ValueError(f"{size[0]} x {size[1]} pixels, more than the {max_pixels} allowed")
+    if format_name == "JPEG" and (blocks := data.count(b"Exif\0\0")) > MAX_EXIF:
+        raise ValueError(f"{blocks} blocks of EXIF")
     if format_name == "TIFF":
         _check_tiff(data)
 

@@ -68,11 +68,10 @@ def good_images() -> dict[str, bytes]:
             buffer = io.BytesIO()
             image.save(buffer, name.split()[0], **options)
             files[name] = buffer.getvalue()
-    files["BMP runs"] = bmp(9, 4, 1, bytes([9, 1, 0, 0, 0, 3, 1, 2, 3, 0, 0, 2, 2, 1, 5, 2, 0, 1]))
-    files["TIFF tiles"] = tiff(
-        {256: 20, 257: 20, 258: 8, 259: 8, 262: 1, 277: 1, 322: 16, 323: 16, 324: 126, 325: 400},
-        zlib.compress(bytes(256)),
-    )
+    files["BMP runs"] = bmp(9, 4, 1, bytes([9, 1, 0, 0] * 3 + [0, 3, 1, 2, 3, 0, 6, 2, 0, 1]))
+    tile = zlib.compress(bytes(256))
+    tiles = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: 16, 323: 16, 324: 134, 325: len(tile)}
+    files["TIFF tiles"] = tiff(tiles, tile)
     files["PPM odd"] = b"P6 # c\n4 3 99\n" + bytes(36)
     return files
 
@@ -85,11 +84,15 @@ def bmp(width: int, height: int, compression: int, data: bytes, bits: int = 8) -
     return b"BM" + head + bytes(1024) + data
 
 
-def tiff(tags: dict[int, int | tuple[int, int]], data: bytes) -> bytes:
-    """Return a TIFF of one directory, whose data follows it; a tag is a number, or a count and a place."""
-    entries = [
-        struct.pack("<HHII", tag, 4, *(v if isinstance(v, tuple) else (1, v))) for tag, v in sorted(tags.items())
-    ]
+def tiff(tags: dict[int, int | tuple[int, ...]], data: bytes) -> bytes:
+    """Return a TIFF of one directory, whose data follows it.
+
+    A tag is a number; or a count and a place, of long numbers or of the type that stands before them.
+    """
+    entries = []
+    for tag, value in sorted(tags.items()):
+        kind, count, place = (4, 1, value) if isinstance(value, int) else (4, *value)[-3:]
+        entries.append(struct.pack("<HHII", tag, kind, count, place))
     return b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4) + data
 
 
