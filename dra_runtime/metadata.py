@@ -138,7 +138,7 @@ def check_keys(keys: Collection[str]) -> None:
 
 def checked_where(where: object) -> dict[str, list[Value]]:
     """Return the allowed values of each key of a filter, or raise UsageError."""
-    if not isinstance(where, Mapping) or not where:
+    if not isinstance(where, Mapping):
         raise UsageError(f"where is {where!r:.80}; give values by key, such as {{'category': 'dress'}}, or None")
     wanted: dict[str, list[Value]] = {}
     for key, value in where.items():

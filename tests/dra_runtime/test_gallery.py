@@ -268,6 +268,7 @@ def test_metadata_filters_and_comes_back(encoder, images):
         ({"category": ["dress", "skirt"]}, lambda item: "category" in item),
         ({"category": "dress", "size": [2, 3, 4]}, lambda item: item.get("size") in (2, 4)),
         ({"category": "shoe"}, lambda item: False),
+        ({}, lambda item: True),
     ):
         hits = gallery.search(text="a", id="item-0", k=99, where=where)
         expected = [hit.id for hit in everything if fits(items.get(hit.id, {}))]

@@ -50,7 +50,7 @@ contents = st.dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_any_series_of_changes_equals_a_plain_dict(data, tmp_path_factory):
     content = data.draw(contents)
@@ -135,7 +135,7 @@ def test_answers_are_those_of_one_moment_while_images_come_and_go(encoder, tmp_p
         serial.append(answers(gallery))
     assert all(a[0] != b[0] for a, b in pairwise(serial))
 
-    for _ in range(3):
+    for _ in range(2):
         shared, stop = Gallery.open(tmp_path / "g", encoder, "size"), threading.Event()
         seen = [[] for _ in range(4)]
 

@@ -40,7 +40,7 @@ def fits(item, where):
     return True
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(items=ITEMS, others=ITEMS, data=st.data())
 def test_items_come_back_alone_and_joined(items, others, data):
     made = metadata.metadata_from_items(items)
@@ -57,7 +57,7 @@ def test_items_come_back_alone_and_joined(items, others, data):
         assert set(both.columns) == {key for item in expected for key in item}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     items=ITEMS,
     where=st.dictionaries(
@@ -109,7 +109,7 @@ def test_too_many_keys():
 
 
 @pytest.mark.parametrize(
-    "where", [{}, [], "a", {"a": []}, {"a": None}, {"a": [None]}, {"a": [["x"]]}, {"a": {"x": 1}}, {5: 1}, {"a": 2**70}]
+    "where", [[], "a", {"a": []}, {"a": None}, {"a": [None]}, {"a": [["x"]]}, {"a": {"x": 1}}, {5: 1}, {"a": 2**70}]
 )
 def test_what_is_no_filter(where):
     with pytest.raises(UsageError) as caught:
