@@ -41,7 +41,7 @@ class CountedReads(io.BytesIO):
 
     def expect_pixels(self) -> None:
         """Allow the calls that pixels need: in pieces of at least some forty bytes, where there are many."""
-        self._calls = 60_000 + self._size // 40
+        self._calls = 100_000 + self._size // 40
         self._bytes = 4 * self._size + 2**30
 
     def read(self, size: int | None = -1, /) -> bytes:
