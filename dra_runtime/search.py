@@ -14,7 +14,7 @@ ROWS = 65_536  # rows scored at once
 SCORES = 4_194_304  # scores in memory at once
 HEAD = 4_096  # scores of a block that are looked at first
 SLACK = 64  # rows that a query keeps besides twice as many as are asked for, before they are cut back
-GATHERED = 4  # rows are gathered where fewer than one in so many are allowed
+GATHERED = 8  # rows are gathered where fewer than one in so many are allowed: copying takes several times as long
 
 Unit = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 Ranked = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]  # rows and scores, best first
