@@ -154,8 +154,7 @@ class Encoder:
         UsageError
             The bundle has no such graph.
         BackendError
-            This process was forked from the one that opened the encoder: the graphs' threads did not come along, and
-            a run would wait for them forever.
+            This process was forked from the one that opened the encoder; the graphs' threads did not come along.
         """
         require_process(self._process, "encoder")
         session = self._sessions.get(graph)

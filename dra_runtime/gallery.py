@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from dra_runtime.metadata import Item, Value, Where, checked_where
 from dra_runtime.preprocess import ImageSource
 from dra_runtime.rerank import Images, KnownImages, checked_reranking, paths_of, reranked, tokens_at
 from dra_runtime.snapshot import Answer, Snapshot, parts, snapshot_of, whole, with_added, without
+from dra_runtime.threads import require_process
 from dra_runtime.vectors import Storage, checked_storage, vectors_from_features
 
 
@@ -35,10 +37,11 @@ class Hit:
 
 
 class Gallery:
-    """Vectors of many images, searched exactly. Make one with `Gallery.build` or `Gallery.open`.
+    """Vectors of many images, searched exactly or by an index. Make one with `Gallery.build` or `Gallery.open`.
 
     Safe to share between threads: a search sees the gallery as it was when the search began, whatever `add` and
-    `remove` do meanwhile, and those wait for each other.
+    `remove` do meanwhile, and those wait for each other. A forked process may read its parent's gallery, by
+    `search_vectors` and `features`, and gets a BackendError from all else; see docs/serving.md.
 
     Attributes
     ----------
@@ -61,6 +64,7 @@ class Gallery:
         self._storage: Storage = storage
         self._tokens = tokens
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self.skipped = tuple(skipped)
 
     @classmethod
@@ -308,6 +312,7 @@ class Gallery:
         ImageError
             An image can't be used.
         """
+        self._require_own_process()
         sources = checked_images(images)
         check_metadata(metadata, sources)
         _refuse_known(self._snapshot, sources, replace)  # before the work, and again after it
@@ -328,6 +333,7 @@ class Gallery:
         UnknownIdError
             The gallery doesn't hold an id.
         """
+        self._require_own_process()
         names = set(_several(ids))
         with self._lock:
             self._snapshot = without(self._snapshot, [self._snapshot.known_place(name) for name in sorted(names)])
@@ -361,6 +367,7 @@ class Gallery:
         GalleryError
             All images were replaced meanwhile.
         """
+        self._require_own_process()
         checked_kind(kind)
         with self._lock:
             first, *others = self._snapshot.segments
@@ -488,6 +495,9 @@ class Gallery:
             raise UsageError(f"{len(exclude)} ids to exclude for {len(checked)} queries; give one for each, or None")
         places = [None if name is None else snapshot.known_place(name) for name in exclude]
         return [_hits(snapshot, answers) for answers in snapshot.search(checked, k, places, wanted)]
+
+    def _require_own_process(self) -> None:
+        require_process(self._process, "gallery", "changed")
 
 
 def _hits(snapshot: Snapshot, answers: Sequence[Answer]) -> list[Hit]:

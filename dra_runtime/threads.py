@@ -21,7 +21,7 @@ def available_threads(cgroup_root: Path = Path("/sys/fs/cgroup"), process: Path 
     return max(1, min([allowed, *(int(quota) for quota in quotas)]))
 
 
-def require_process(opened_by: int, what: str) -> None:
+def require_process(opened_by: int, what: str, done: str = "used") -> None:
     """Refuse to use what another process opened.
 
     Parameters
@@ -30,16 +30,19 @@ def require_process(opened_by: int, what: str) -> None:
         The process id of whoever opened it.
     what
         Its name in the message, such as "encoder".
+    done
+        What is about to be done with it, in the message.
 
     Raises
     ------
     BackendError
-        This is another process, a fork. Only the forking thread lives on in it: the backend's worker threads don't, so
-        that a call would wait forever.
+        This is another process, a fork. Of all threads only the forking one lives on in it: the workers of ONNX
+        Runtime, of faiss and ours don't, and what they had locked stays locked. A call is then slow at best, and waits
+        forever at worst; on a GPU it fails.
     """
     if os.getpid() != opened_by:
         raise BackendError(
-            f"this {what} was opened by process {opened_by} and can't be used in process {os.getpid()}, forked from "
+            f"this {what} was opened by process {opened_by} and can't be {done} in process {os.getpid()}, forked from "
             "it; open one in each worker, after the fork, or start workers by 'spawn'"
         )
 

@@ -70,6 +70,8 @@ for call in (
     lambda: fresh.encode_texts("in red"),
     lambda: gallery.search(text="in red", id="a"),
     lambda: gallery.add({"e": pictures["a"]}),
+    lambda: gallery.remove(["a"]),
+    lambda: gallery.build_index("flat"),
     lambda: batcher.submit(text="in red", id="a").result(),
     lambda: batcher.close(),
 ):
@@ -80,14 +82,20 @@ for call in (
 """
     after = 'assert batcher.submit(text="in red", id="a").result() == expected\nbatcher.close()'
     said = story(bundle_path, tmp_path, inside, before, after).splitlines()
-    assert [line.split(" was opened by process ")[0] for line in said] == ["this encoder"] * 6 + ["this batcher"] * 2
+    assert [line.split(" was opened by process ")[0] for line in said] == [
+        *["this encoder"] * 5,
+        *["this gallery"] * 3,
+        *["this batcher"] * 2,
+    ]
     for line in said:
         assert line.endswith("open one in each worker, after the fork, or start workers by 'spawn'")
 
 
 def test_a_worker_opens_its_own_and_shares_the_vectors(bundle_path, tmp_path):
-    # The parent's vectors are a memory map, and BLAS renews its threads after a fork
+    # The parent's vectors are a memory map, BLAS renews its threads after a fork, and faiss is asked for one thread
+    before = 'indexed = dra.Gallery.open(saved, encoder)\nindexed.build_index("hnsw")\nindexed.search_vectors(query)'
     inside = """
+assert indexed.search_vectors(query) == near
 print(gallery.search_vectors(query) == near, len(gallery.features(["a"])), len(gallery))
 mine = dra.Gallery.open(saved, dra.Encoder.open(bundle, threads=2))
 print(mine.search(text="in red", id="a") == expected)
@@ -95,7 +103,7 @@ mine.add({"e": pictures["a"]})
 with Batcher(mine) as batcher:
     print(batcher.submit(text="in red", id="a").result() == mine.search(text="in red", id="a"))
 """
-    assert story(bundle_path, tmp_path, inside) == "True 1 4\nTrue\nTrue\n"
+    assert story(bundle_path, tmp_path, inside, before) == "True 1 4\nTrue\nTrue\n"
 
 
 def test_starting_by_spawn_works(bundle_path, tmp_path):
