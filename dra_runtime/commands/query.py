@@ -47,6 +47,7 @@ from dra_runtime.gallery_file import read_files
     help="Answer only with images of this metadata. Several values of one key: any of them; several keys: all of them.",
 )
 @click.option("--rerank", type=int, metavar="K", help="Put the first K answers into a new order with the reranker.")
+@click.option("--mu", type=float, help="Weight of what --rerank adds to the score.  [default: 0.05]")
 @click.option(
     "--images",
     type=PATH,
@@ -66,6 +67,7 @@ def query_command(
     keep_reference: bool,
     where: Sequence[str],
     rerank: int | None,
+    mu: float | None,
     images: Path | None,
     bundle: Path | None,
     backend: str,
@@ -87,11 +89,11 @@ def query_command(
         images = None if files is None else files.folder
     opened = Gallery.open(gallery, encoder, checked, images)
     hits = opened.search(
-        text=text, image=image, id=reference, k=k, keep_reference=keep_reference, where=wanted, rerank=rerank
+        text=text, image=image, id=reference, k=k, keep_reference=keep_reference, where=wanted, rerank=rerank, mu=mu
     )
     if as_json:
         values: dict[str, object] = {"text": text, "image": None if image is None else str(image), "id": reference}
-        values |= {"where": wanted, "rerank": rerank}
+        values |= {"where": wanted, "rerank": rerank, "mu": mu}
         click.echo(json.dumps({"query": values, "hits": [dataclasses.asdict(hit) for hit in hits]}, indent=2))
     else:
         # The id is not padded: it is what a user copies

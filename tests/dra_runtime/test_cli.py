@@ -66,6 +66,7 @@ def test_query_by_id_equals_the_python_call(gallery, bundle_path):
         "id": "sub/3",
         "where": None,
         "rerank": None,
+        "mu": None,
     }
     kept = json.loads(
         run("query", gallery, "--id", "sub/3", "--text", "a", "-k", 99, "--keep-reference", "--json").stdout
