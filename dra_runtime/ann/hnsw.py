@@ -15,7 +15,7 @@ from dra_runtime.ann.recall import Trial, least_setting
 
 LINKS = 32
 EF_CONSTRUCTION = 200
-EF_SEARCH = (64, 96, 128, 192, 256, 384, 512, 768, 1024)  # tried in this order until enough is found
+EF_SEARCH = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)  # tried in this order until enough is found
 # Rows added at once: few enough that Ctrl-C is heard within seconds
 _ROWS = 1024
 # A step of the walk compares rows all over the memory, and exact search one after the other: so much dearer is a row
