@@ -71,7 +71,8 @@ def choose_backend(
     Parameters
     ----------
     name
-        A backend's name, or ``"auto"`` for the first of `BACKENDS` that works here.
+        A backend's name, or ``"auto"`` for the first of `BACKENDS` that works here; engines that bring code of their
+        own, version-compatible ones, are taken by name only.
     bundle, threads, gpu
         What it shall run, and how.
     host
@@ -92,6 +93,10 @@ def choose_backend(
     for candidate in BACKENDS if name == AUTO else (name,):
         try:
             require_backend(candidate, bundle, host)
+            if name == AUTO and candidate in ENGINE_BACKENDS:
+                from dra_runtime.backends.engines import require_no_code
+
+                require_no_code(bundle, candidate, host)
             if candidate == ONNXRUNTIME_CPU:
                 return candidate, {}
             return candidate, {FIRST_GRAPH: open_session(candidate, bundle, FIRST_GRAPH, threads, gpu, host)}

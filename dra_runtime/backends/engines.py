@@ -34,7 +34,7 @@ def engines_in(bundle: Bundle, library: str, host: Host | None = None) -> dict[s
     build = f"dra-export engine {shlex.quote(str(bundle.path))} --backend {library}"
     fitting: list[Mapping[Path, EngineSidecar]] = []
     problems = []
-    for folder in sorted(path for path in (bundle.path / ENGINES).glob("*") if path.is_dir()):
+    for folder in _folders(bundle.path / ENGINES):
         try:
             if engines := _engines_of(folder, bundle, library, host):
                 fitting.append(engines)
@@ -62,6 +62,24 @@ def engine_of(bundle: Bundle, library: str, graph: str, host: Host | None = None
             f"{beside.parent} has no engine of {graph}; build it: {_command_for(beside, graph, read_sidecar(beside))}"
         )
     return engines[graph]
+
+
+def require_no_code(bundle: Bundle, library: str, host: Host | None = None) -> None:
+    """Raise BackendError where an engine brings code of its own, as version-compatible ones do.
+
+    Such a plan holds a part of TensorRT that is loaded and run. A bundle may come from elsewhere, so that is done only
+    where somebody asks for the engine.
+    """
+    for plan in engines_in(bundle, library, host).values():
+        if read_sidecar(plan).target.version_compatible:
+            raise BackendError(f"{plan} brings code of its own; ask for it where you trust it: backend={library!r}")
+
+
+def _folders(engines: Path) -> list[Path]:
+    """Return the folders with engines; links lead out of the bundle and aren't followed."""
+    if engines.is_symlink():
+        return []
+    return sorted(path for path in engines.glob("*") if path.is_dir() and not path.is_symlink())
 
 
 def _engines_of(folder: Path, bundle: Bundle, library: str, host: Host) -> dict[Path, EngineSidecar]:

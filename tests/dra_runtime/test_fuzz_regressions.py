@@ -12,13 +12,15 @@ import numpy as np
 import onnx
 import pytest
 from bundle_factory import Reference, graphs, onnx_bytes, reseal, write_manifest
-from fuzz_files import bmp, chunk, good_images, png, tiff
+from fuzz_files import bmp, chunk, good_images, png, sidecar_values, tiff
 from onnx import helper, numpy_helper
 from PIL import Image
 
 import dra_runtime as dra
-from dra_runtime import onnx_file
+from dra_runtime import onnx_file, sessions
+from dra_runtime.backends.engines import engines_in
 from dra_runtime.engine_file import check_plan_bytes, read_sidecar
+from dra_runtime.engine_host import Gpu, Host
 from dra_runtime.errors import EngineFormatError, EngineIntegrityError
 from dra_runtime.manifest import manifest_from_dict, manifest_values_from_json
 from dra_runtime.onnx_file import require_weights_inside
@@ -120,8 +122,6 @@ def test_images_and_sidecars_may_not_be_pipes(tmp_path):
 
 
 def test_a_plan_that_is_a_link(tmp_path):
-    from fuzz_files import sidecar_values
-
     (tmp_path / "text_encoder.plan.json").write_text(json.dumps(sidecar_values()))
     (tmp_path / "text_encoder.plan").symlink_to(tmp_path / "text_encoder.plan.json")
     sidecar = read_sidecar(tmp_path / "text_encoder.plan")
@@ -312,6 +312,51 @@ def test_a_graph_that_gives_other_shapes_than_it_says(bundle_copy):
     encoder = dra.Encoder.open(bundle_copy)
     with pytest.raises(dra.BackendError, match=r"shape \(3, 8\) where the manifest says \(1, 8\)"):
         encoder.encode_texts("a")
+
+
+# -- engines
+
+
+def engines(folder, library="tensorrt", version_compatible=True):
+    """Write an engine of each graph, as a hostile bundle would bring them; return the host that they fit."""
+    folder.mkdir(parents=True)
+    bundle = dra.Bundle.open(folder.parents[1])
+    for graph in bundle.manifest.graphs:
+        values = sidecar_values()
+        values |= {"graph": graph, "bundle_id": bundle.manifest.bundle_id, "library": library}
+        values["plan"]["file"] = f"{graph}.plan"
+        values["target"] |= {"version_compatible": version_compatible, "compute_capabilities": ["8.9"], "gpu": None}
+        (folder / f"{graph}.plan.json").write_text(json.dumps(values))
+        (folder / f"{graph}.plan").write_bytes(bytes(256))
+    return Host("linux-x86_64", Gpu("NVIDIA L4", "8.9"), {library: values["library_version"]})
+
+
+@pytest.mark.parametrize("version_compatible", [True, False])
+def test_auto_opens_no_engine_that_brings_code(bundle_copy, monkeypatch, version_compatible):
+    host = engines(bundle_copy / "engines" / "key", version_compatible=version_compatible)
+    opened = []
+
+    def open_session(backend, *_):
+        opened.append(backend)
+        raise dra.BackendError("not here")
+
+    monkeypatch.setattr(sessions, "open_session", open_session)
+    bundle = dra.Bundle.open(bundle_copy)
+    assert sessions.choose_backend("auto", bundle, 1, host=host)[0] == "onnxruntime-cpu"
+    assert ("tensorrt" in opened) is not version_compatible
+    with pytest.raises(dra.BackendError, match="not here"):  # who names it has it opened
+        sessions.choose_backend("tensorrt", bundle, 1, host=host)
+
+
+@pytest.mark.parametrize("linked", ["engines", "engines/key"])
+def test_folders_of_engines_that_are_links(bundle_copy, tmp_path, linked):
+    host = engines(bundle_copy / "engines" / "key")
+    bundle = dra.Bundle.open(bundle_copy)
+    assert len(engines_in(bundle, "tensorrt", host)) == 5
+    (bundle_copy / linked).rename(tmp_path / "elsewhere")
+    (bundle_copy / linked).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with pytest.raises(dra.BackendError, match="holds no engines"):
+        engines_in(bundle, "tensorrt", host)
 
 
 # -- images: each costs hours or gigabytes where it isn't refused
