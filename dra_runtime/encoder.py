@@ -162,9 +162,7 @@ class Encoder:
             with self._lock:
                 session = self._sessions.get(graph)
                 if session is None:
-                    session = self._sessions[graph] = open_session(
-                        self._backend, self._bundle, graph, self._threads, self._gpu
-                    )
+                    session = self._sessions[graph] = self._open_session(graph)
         return session
 
     def encode_images(self, images: ImageSource | Iterable[ImageSource]) -> Features:
@@ -389,6 +387,9 @@ class Encoder:
 
     def _joined(self, batches: Sequence[Features]) -> Features:
         return np.concatenate(batches) if batches else np.empty((0, self.dim), np.float32)
+
+    def _open_session(self, graph: str) -> Session:
+        return open_session(self._backend, self._bundle, graph, self._threads, self._gpu)
 
 
 def token_rows(tokenizer: Tokenizer, texts: str | Iterable[str]) -> list[list[int]]:
