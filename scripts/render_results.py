@@ -15,6 +15,7 @@ from typing import Any
 from dra_bench.backends import PYTORCH
 from dra_bench.figures import cosine, percent
 from dra_bench.latency import ratios_table, rows_table
+from dra_bench.runtime_results import runtime_sections
 from dra_runtime.console import table
 from dra_train.ablation_table import study_markdown
 
@@ -137,7 +138,7 @@ def results_page(results: dict[str, Any], machine: str) -> str:
             ratios_table(result["ratios"]),
             f"`{result['environment']['command']}`; other programs used {others:.0f} % of the CPUs meanwhile.",
         ]
-    parts += [*ablations(results), *reranking(results)]
+    parts += [*runtime_sections(results, MODELS), *ablations(results), *reranking(results)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dra_bench.backends import Floats
-from dra_bench.figures import milliseconds, percent
+from dra_bench.figures import milliseconds, times
 from dra_bench.fresh import Stage, summary
 from dra_bench.timing import Cell, Timings, percentiles_ms, speedup
 from dra_runtime.console import table
@@ -79,6 +79,7 @@ def search_rows(
                 "resident_mb": last["resident_mb"]["median"],
                 "anonymous_mb": last["anonymous_mb"]["median"],
                 "before_mb": stages["bundle open"]["resident_mb"]["median"],
+                "runs": last["runs"],
                 "built": dict(built[name]),
             }
         )
@@ -93,46 +94,59 @@ def raw_samples(timings: Timings) -> dict[str, list[float]]:
     }
 
 
-SEARCH_HEADER = (
-    "search",
-    "items",
-    "p50 ms",
-    "p90 ms",
-    "samples",
-    "against exact float32",
-    "recall@10 %",
-    "open ms",
-    "open, hash ms",
-    "first answer ms",
-    "resident MB",
-    "of it anonymous",
-    "file MB",
-    "build",
-)
+SEARCH_HEADER = ("search", "items", "p50 ms", "p90 ms", "samples", "against exact float32", "recall@10 %")
 
 
 def search_table(sizes: Iterable[Mapping[str, Any]]) -> str:
-    """Lay the rows of all sizes out for people."""
-    return table(SEARCH_HEADER, (cells for size in sizes for cells in _row_cells(size)))
+    """Lay out how long one query takes and what is found, for all sizes."""
+    return table(SEARCH_HEADER, (cells for size in sizes for cells in _search_cells(size)))
 
 
-def _row_cells(size: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+COST_HEADER = (
+    "gallery",
+    "items",
+    "file MB",
+    "open ms",
+    "open, hash compared ms",
+    "first answer ms",
+    "resident MB",
+    "of it anonymous MB",
+    "runs",
+    "index built in",
+)
+
+
+def cost_table(sizes: Iterable[Mapping[str, Any]]) -> str:
+    """Lay out what each gallery costs: disk, time to open, memory, time to build."""
+    return table(COST_HEADER, (cells for size in sizes for cells in _cost_cells(size)))
+
+
+def _search_cells(size: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
     for row in size["rows"]:
         low, high = row["interval"]
-        built = row["built"]
         yield (
             NAMES[row["search"]],
             f"{size['items']:,}",
             milliseconds(row["p50_ms"]),
             milliseconds(row["p90_ms"]),
             str(row["samples"]),
-            "" if row["search"] == REFERENCE else f"{row['times_as_fast']:.2f}× ({low:.2f} to {high:.2f})",
-            f"{100 * row['recall_at_10']:.2f}" if row["recall_at_10"] < 1 else percent(100),
+            "" if row["search"] == REFERENCE else f"{times(row['times_as_fast'])} ({times(low)} to {times(high)})",
+            f"{100 * row['recall_at_10']:.2f}",
+        )
+
+
+def _cost_cells(size: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    for row in size["rows"]:
+        built = row["built"]
+        yield (
+            NAMES[row["search"]],
+            f"{size['items']:,}",
+            f"{row['file_mb']:.0f}",
             *(milliseconds(row[key]["median"]) for key in ("open_ms", "open_hash_ms", "first_answer_ms")),
             f"{row['resident_mb']:.0f}",
             f"{row['anonymous_mb']:.0f}",
-            f"{row['file_mb']:.0f}",
-            f"{built['seconds']:.0f} s, {built['threads']} threads" if built else "",
+            str(row["runs"]),
+            f"{built['report']['seconds']:.0f} s, {built['threads']} threads" if built else "",
         )
 
 

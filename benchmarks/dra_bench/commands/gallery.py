@@ -38,6 +38,7 @@ from dra_bench.gallery_cache import (
 from dra_bench.gallery_search import (
     NAMES,
     answers,
+    cost_table,
     raw_samples,
     recall_against,
     search_cells,
@@ -149,7 +150,7 @@ def gallery_command(
         "environment": {**surroundings, **identities(encoder)},
         "file_cache": "warm: every file was read before it was measured",
     }
-    deliver(result, output, as_json, search_table(results))
+    deliver(result, output, as_json, f"{search_table(results)}\n\n{cost_table(results)}")
 
 
 def _make(collection: Collection, kinds: Sequence[str]) -> dict[str, Path]:

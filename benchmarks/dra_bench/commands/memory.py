@@ -73,7 +73,7 @@ def memory_command(
                 for name, bundle in zip(names, bundles, strict=True)
             ),
         ]
-        found, _ = run_in_turns(probes, runs, "memory")
+        found, others = run_in_turns(probes, runs, "memory")
     rows = memory_rows(found)
     result = {
         "rows": rows,
@@ -81,7 +81,12 @@ def memory_command(
         "picture": ABOUT,
         "text": TEXT,
         "bundles": dict(zip(names, [bundle.resolve().name for bundle in bundles], strict=True)),
-        "environment": {**surroundings, **identities(*encoders), "checkpoint_sha256": sha256},
+        "environment": {
+            **surroundings,
+            "used_by_others_percent": others,
+            **identities(*encoders),
+            "checkpoint_sha256": sha256,
+        },
         "raw": raw_runs(found),
     }
     deliver(result, output, as_json, f"{memory_table(rows)}\n\n{stages_table(rows)}")
