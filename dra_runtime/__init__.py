@@ -27,6 +27,7 @@ from dra_runtime.errors import (
     UsageError,
 )
 from dra_runtime.gallery import Gallery, Hit
+from dra_runtime.sessions import GpuOptions
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "GalleryError",
     "GalleryFormatError",
     "GalleryMismatchError",
+    "GpuOptions",
     "Hit",
     "ImageError",
     "OverloadedError",

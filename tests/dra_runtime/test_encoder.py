@@ -305,6 +305,7 @@ def test_the_public_names():
         "GalleryError",
         "GalleryFormatError",
         "GalleryMismatchError",
+        "GpuOptions",
         "Hit",
         "ImageError",
         "OverloadedError",
