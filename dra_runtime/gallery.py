@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,25 +15,18 @@ from dra_runtime.bundle import Integrity
 from dra_runtime.encoder import Encoder, Features, checked_features
 from dra_runtime.errors import GalleryError, GalleryMismatchError, UsageError
 from dra_runtime.folder import images_of_folder
+from dra_runtime.gallery_answers import Hit, Query, answer, answer_vectors
 from dra_runtime.gallery_encode import Progress, check_metadata, checked_images, encode, vectors_of
 from dra_runtime.gallery_file import check_id, read_gallery_and_index, write_parts
 from dra_runtime.gallery_index import IndexReport, built_index, checked_kind, opened_index
-from dra_runtime.metadata import Item, Value, Where, checked_where
+from dra_runtime.metadata import Item, Value, Where
 from dra_runtime.preprocess import ImageSource
-from dra_runtime.rerank import Images, KnownImages, checked_reranking, paths_of, reranked, tokens_at
-from dra_runtime.snapshot import Answer, Snapshot, parts, snapshot_of, whole, with_added, without
+from dra_runtime.rerank import Images, KnownImages, paths_of
+from dra_runtime.snapshot import Snapshot, parts, snapshot_of, whole, with_added, without
 from dra_runtime.threads import require_process
 from dra_runtime.vectors import Storage, checked_storage, vectors_from_features
 
-
-@dataclass(frozen=True)
-class Hit:
-    """One answer: the image's id, its cosine with the query, its place, counted from 1, and its metadata."""
-
-    id: str
-    score: float
-    rank: int
-    metadata: Mapping[str, Value] = field(default_factory=dict, hash=False)
+__all__ = ["Gallery", "Hit"]
 
 
 class Gallery:
@@ -429,27 +422,8 @@ class Gallery:
         TextError, ImageError, UnknownIdError
             The query can't be used.
         """
-        _check_k(k)
-        if (image is None) == (id is None):
-            raise UsageError("give either image= or id= as the reference, exactly one of them")
-        wanted = None if where is None else checked_where(where)
-        snapshot = self._snapshot
-        place = None if id is None else snapshot.known_place(id)
-        encoder = self._encoder
-        reranking = checked_reranking(encoder, rerank, mu, self._tokens or bool(self._images))
-        text_features = encoder.encode_texts([text])
-        if id is not None and place is not None:
-            image_features = snapshot.features([place], encoder.dim)
-            tokens = tokens_at(encoder, snapshot, [(id, place)], self._images) if reranking else None
-        else:
-            outputs = encoder.encode_pixels(encoder.pixels(image)[None])  # type: ignore[arg-type]  # not None here
-            image_features, tokens = outputs["image_features"], outputs.get("image_tokens")
-        query = encoder.compose(image_features, text_features)
-        most = k if reranking is None else max(k, reranking.first)
-        (answers,) = snapshot.search(query, most, [None if keep_reference else place], wanted)
-        if reranking is not None and tokens is not None:
-            answers = reranked(encoder, snapshot, answers, reranking, tokens[0], text_features[0], self._images)
-        return _hits(snapshot, answers[:k])
+        query = Query(text, image, id, k, keep_reference, where, rerank, mu)
+        return answer(query, self._encoder, self._snapshot, self._images, self._tokens)
 
     def search_vectors(
         self,
@@ -483,25 +457,10 @@ class Gallery:
         UnknownIdError
             The gallery doesn't hold an id to exclude.
         """
-        _check_k(k)
-        wanted = None if where is None else checked_where(where)
-        checked = checked_features(queries, "queries", self._encoder.dim)
-        if not checked.any(axis=1).all():
-            raise UsageError("a query is all zeros, so it has no direction; compose it again")
-        snapshot = self._snapshot
-        if exclude is None:
-            exclude = [None] * len(checked)
-        if isinstance(exclude, str) or len(exclude) != len(checked):
-            raise UsageError(f"{len(exclude)} ids to exclude for {len(checked)} queries; give one for each, or None")
-        places = [None if name is None else snapshot.known_place(name) for name in exclude]
-        return [_hits(snapshot, answers) for answers in snapshot.search(checked, k, places, wanted)]
+        return answer_vectors(queries, k, exclude, where, self._encoder.dim, self._snapshot)
 
     def _require_own_process(self) -> None:
         require_process(self._process, "gallery", "changed")
-
-
-def _hits(snapshot: Snapshot, answers: Sequence[Answer]) -> list[Hit]:
-    return [Hit(name, score, rank, snapshot.item(place)) for rank, (score, name, place) in enumerate(answers, 1)]
 
 
 def _refuse_known(snapshot: Snapshot, ids: Iterable[str], replace: bool) -> None:
@@ -515,8 +474,3 @@ def _several(ids: Iterable[str]) -> Iterator[str]:
     if isinstance(ids, str) or not isinstance(ids, Iterable):
         raise UsageError(f"{ids!r:.80} is no list of ids; give a list, also for one id")
     return iter(ids)
-
-
-def _check_k(k: int) -> None:
-    if type(k) is not int or k < 1:
-        raise UsageError(f"k is {k!r}; give a whole number of at least 1")
