@@ -6,10 +6,7 @@ Memory stays the same for any number of images, apart from their names. `docs/in
 from __future__ import annotations
 
 import math
-import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +31,6 @@ Progress = Callable[[int, int], None]
 Note = Callable[[str], None]
 
 _SORTED_AT_ONCE = 8 * 2**20  # bytes
-_LEFT_ALONE = 300  # seconds; a save that lives writes more often
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,7 @@ def index_folder(
     update: bool = False,
     restart: bool = False,
     progress: Progress | None = None,
+    index_progress: Progress | None = None,
     note: Note | None = None,
 ) -> IndexingReport:
     """Encode all images below a folder into a gallery file, going on where an interrupted run stopped.
@@ -92,6 +89,8 @@ def index_folder(
         Whether to drop what an interrupted run has done.
     progress
         Called with the number of images done and of all, the first time before anything is encoded.
+    index_progress
+        Called with the steps done and of all while an index is built.
     note
         Called with a line that a user should read.
 
@@ -126,7 +125,6 @@ def index_folder(
     tell: Note = note or _silent
     by_id = None if metadata is None else matched_metadata(images, metadata, tell)
     with open_journal(out, head, restart) as journal:
-        _remove_leftovers(out)
         kept = {} if older is None else older.rows_of(images)
         remaining = [image for image in images if image.id not in kept and not journal.knows(image)]
         done = len(images) - len(remaining)
@@ -148,7 +146,7 @@ def index_folder(
             journal.discard()
             raise GalleryError(f"{folder}: none of its {len(left_out)} images can be read; the first: {left_out[0][1]}")
         vectors = _vectors(journal, usable, by_id, older, kept)
-        stored = None if index is None else _index(index, vectors, encoder.threads, tell)
+        stored = None if index is None else _index(index, vectors, encoder.threads, index_progress, tell)
         write_gallery(out, vectors, encoder.bundle_id, encoder.bundle.path, stored, _files(folder, usable))
         journal.discard()
     return IndexingReport(len(vectors), resumed, len(kept), left_out, None if stored is None else stored.report)
@@ -253,21 +251,11 @@ def _sorted_copy(
     return np.memmap(path, first.dtype, "r", shape=(len(order), *shape))
 
 
-def _index(kind: str, vectors: Vectors, threads: int, note: Note) -> StoredIndex | None:
+def _index(kind: str, vectors: Vectors, threads: int, progress: Progress | None, note: Note) -> StoredIndex | None:
     note(f"building the index {kind} over {len(vectors):,} images")
-    index = built_index(kind, vectors.unit, threads, None)
+    index = built_index(kind, vectors.unit, threads, progress)
     note(f"{kind} finds {index.report.recall_at_10:.2%} of the 10 nearest images")
     return index.stored(False, len(vectors))
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Remove what killed saves left beside a gallery: large, and of no use to anybody."""
-    pattern = re.compile(re.escape(f".{out.name[:100]}.") + r"[0-9a-f]{12}\.tmp")
-    for path in out.parent.iterdir():
-        if pattern.fullmatch(path.name):
-            with suppress(OSError):  # another's, or gone meanwhile
-                if time.time() - path.stat().st_mtime > _LEFT_ALONE:
-                    path.unlink()
 
 
 def _files(folder: Path, images: Sequence[FolderImage]) -> IndexedFiles | None:

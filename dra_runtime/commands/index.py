@@ -105,7 +105,8 @@ def index_command(
             tokens=tokens or None,
             update=update,
             restart=restart,
-            progress=_bar(bar, at),
+            progress=_bar(bar, "indexing images", at, "images"),
+            index_progress=_bar(bar, "building the index", []),
             note=note,
         )
     for _, reason in done.left_out[:_SHOWN]:
@@ -134,11 +135,11 @@ def _values(done: IndexingReport, out: Path, encoder: Encoder, seconds: float) -
     }
 
 
-def _bar(stack: ExitStack, at: list[int]) -> Callable[[int, int], None]:
-    """Return a progress function that shows a bar with the time left and the images a second, closed by ``stack``.
+def _bar(stack: ExitStack, label: str, at: list[int], unit: str = "") -> Callable[[int, int], None]:
+    """Return a progress function that shows a bar with the time left and the units a second, closed by ``stack``.
 
     The bar counts what this run has to do: what an earlier one did would spoil its estimate. ``at`` becomes the number
-    of images done and of all.
+    done and of all.
     """
     advance: Callable[..., None] | None = None
     first, began = 0, 0.0
@@ -147,10 +148,10 @@ def _bar(stack: ExitStack, at: list[int]) -> Callable[[int, int], None]:
         nonlocal advance, first, began
         if advance is None:
             first, began = done, time.perf_counter()
-            advance = stack.enter_context(progress(total - done, "indexing images"))
+            advance = stack.enter_context(progress(total - done, label))
         else:
             rate = (done - first) / max(time.perf_counter() - began, 1e-6)
-            advance(done - at[0], f"{rate:,.0f} images/s")
+            advance(done - at[0], f"{rate:,.0f} {unit}/s" if unit else None)
         at[:] = [done, total]
 
     return report

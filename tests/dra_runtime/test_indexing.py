@@ -158,6 +158,7 @@ def test_a_journal_cut_anywhere_is_resumed(encoder, tmp_path_factory, data):
     sizes = {path.name: path.stat().st_size for path in base["journal"].iterdir()}
     lengths = {name: data.draw(st.integers(0, sizes[name]), name) for name in ("unit", "norms", "images.jsonl")}
     out = base["folder"].parent / "shop.gallery"  # where the gallery lies is part of the file
+    shutil.rmtree(journal_path(out), ignore_errors=True)  # of an example that failed
     copy_cut(base["journal"], journal_path(out), lengths)
     if data.draw(st.booleans(), "damaged"):
         name = data.draw(st.sampled_from(["unit", "norms", "images.jsonl"]))
@@ -376,13 +377,3 @@ def test_a_changed_file_during_the_run_is_taken_up_later(encoder, folder, tmp_pa
     with pytest.raises(Stop):
         index_folder(encoder, folder, out, progress=progress)
     assert index_folder(encoder, folder, out).resumed == COUNT - 1
-
-
-def test_what_killed_saves_left_is_removed(encoder, folder, tmp_path):
-    old, young, other = (tmp_path / f".{name}.tmp" for name in ("g.0123456789ab", "g.ba9876543210", "h.0123456789ab"))
-    for path in (old, young, other):
-        path.write_bytes(b"x")
-    os.utime(old, (1, 1))
-    os.utime(other, (1, 1))
-    index_folder(encoder, folder, tmp_path / "g")
-    assert [path.exists() for path in (old, young, other)] == [False, True, True]
