@@ -172,6 +172,19 @@ def test_a_journal_cut_anywhere_is_resumed(encoder, tmp_path_factory, data):
     assert not journal_path(out).exists()
 
 
+@pytest.mark.parametrize("name", ["unit", "norms", "tokens", "images.jsonl"])
+def test_a_damaged_batch_and_what_follows_are_done_again(encoder, folder, tmp_path, name):
+    out, plain = tmp_path / "shop.gallery", tmp_path / "plain.gallery"
+    index_folder(encoder, folder, plain, tokens=True)
+    interrupted(encoder, folder, out, 48, tokens=True)
+    path = journal_path(out) / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # in the second of three batches
+    path.write_bytes(content)
+    assert index_folder(encoder, folder, out, tokens=True).resumed == 16
+    assert out.read_bytes() == plain.read_bytes()
+
+
 _BASE = {}
 
 
