@@ -91,7 +91,7 @@ def order_of(first: Sequence[str], alive: npt.NDArray[np.bool_] | None, second: 
     Parameters
     ----------
     first, second
-        Ascending ids; the second should be the smaller.
+        Ascending ids.
     alive
         Which of the first count; None for all.
 
@@ -100,7 +100,9 @@ def order_of(first: Sequence[str], alive: npt.NDArray[np.bool_] | None, second: 
     np.ndarray
         int64: ``r`` stands for row r of the first, ``len(first) + r`` for row r of the second.
     """
-    places = [bisect_left(first, name) for name in second]
+    # A look at one id of a file costs more than one in a list; reading all of them costs as much as a few searches each
+    known = first if len(second) * 16 < len(first) else list(first)
+    places = [bisect_left(known, name) for name in second]
     order = np.insert(np.arange(len(first)), places, np.arange(len(first), len(first) + len(second)))
     if alive is None:
         return order
