@@ -90,7 +90,8 @@ class CommandGroup(click.Group):
 
 
 def _fail(message: str) -> NoReturn:
-    click.echo("error: " + " ".join(message.split()), err=True)
+    line = " ".join(message.split())  # and nothing of it may steer the terminal: it may quote a file from elsewhere
+    click.echo("error: " + "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line), err=True)
     sys.exit(UNUSABLE)
 
 

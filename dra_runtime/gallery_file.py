@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -42,6 +43,7 @@ FORMAT, VERSION = "dra-gallery", "2"
 MAX_INDEX_ARRAYS = 64
 _METADATA = {"format", "version", "bundle_id", "bundle", "dim", SHA256}
 _CODES, _VALUES, _INDEX = "metadata.codes.", "metadata.values.", "index."
+_IDENTITY = re.compile(r"[0-9a-f]{64}")
 _SIZES, _TIMES = "files.sizes", "files.mtimes_ns"
 _ROWS = 16_384  # rows in memory at once
 _BLOCK = 16 * 2**20  # bytes written at once
@@ -243,6 +245,8 @@ def _header(layout: Layout) -> Header:
         raise ValueError(f"its version is {metadata.get('version')!r:.20}, this program reads {VERSION}")
     if set(metadata) - {"index", "folder"} != _METADATA:
         raise ValueError("other metadata than a gallery's")
+    if not _IDENTITY.fullmatch(metadata["bundle_id"]):
+        raise ValueError("a bundle_id of another form than 64 hexadecimal digits")
     if not {"unit", "norms", "ids", "id_offsets"} <= set(entries):
         raise ValueError("other arrays than a gallery's")
     shape = entries["unit"].shape

@@ -79,7 +79,8 @@ def checked_outputs(
 
 def line(error: BaseException) -> str:
     """Return an error's text as one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    text = " ".join(str(error).split())[:300]  # it quotes names from the graph
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text) or type(error).__name__
 
 
 def _compare(

@@ -422,11 +422,11 @@ def _bundle(folder: Path) -> Path:
 
 
 def one_line(error: Exception) -> None:
-    """Require a message of one line that a terminal can show."""
+    """Require a message of one line that a terminal can show: nothing of the input may steer it."""
     REFUSED[0] += 1
     text = str(error)
     assert text, type(error)
-    assert "\n" not in text, repr(text[:300])
+    assert text.isprintable(), repr(text[:300])
     assert len(text) < 2_000, repr(text[:300])
 
 

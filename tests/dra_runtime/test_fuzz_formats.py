@@ -29,7 +29,7 @@ SLOW = {
     "onnx": 12_000,
     "selftest": 6_000,
     "merges": 3_000,
-    "image": 12_000,
+    "image": 40_000,
 }
 
 

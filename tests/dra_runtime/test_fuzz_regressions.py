@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 import dra_runtime as dra
-from dra_runtime import onnx_file, sessions
+from dra_runtime import console, onnx_file, sessions
 from dra_runtime.backends.engines import engines_in
 from dra_runtime.engine_file import check_plan_bytes, read_sidecar
 from dra_runtime.engine_host import Gpu, Host
@@ -312,6 +312,25 @@ def test_a_graph_that_gives_other_shapes_than_it_says(bundle_copy):
     encoder = dra.Encoder.open(bundle_copy)
     with pytest.raises(dra.BackendError, match=r"shape \(3, 8\) where the manifest says \(1, 8\)"):
         encoder.encode_texts("a")
+
+
+# -- what is printed
+
+
+def test_a_gallery_whose_bundle_id_is_none(bundle_path, tmp_path):
+    encoder = dra.Encoder.open(bundle_path)
+    dra.Gallery.from_features(encoder, ["a"], np.ones((1, 8))).save(tmp_path / "g")
+    data = (tmp_path / "g").read_bytes()
+    (tmp_path / "g").write_bytes(data.replace(encoder.bundle_id.encode(), b"\\u001b[2J" + b"x" * 55))
+    with pytest.raises(dra.GalleryFormatError, match="64 hexadecimal digits") as caught:
+        dra.Gallery.open(tmp_path / "g", encoder)
+    assert str(caught.value).isprintable()
+
+
+def test_no_error_steers_the_terminal(capsys):
+    with pytest.raises(SystemExit):
+        console._fail("a file says \x1b[2J\x9b2J\u202e and\nmore")
+    assert capsys.readouterr().err == "error: a file says \ufffd[2J\ufffd2J\ufffd and more\n"
 
 
 # -- engines
