@@ -368,8 +368,10 @@ class Encoder:
         UsageError
             There are more of one than of the other.
         """
-        text_features = self.encode_texts(texts)
-        return self.compose(self.encode_images(images), text_features)
+        tokens = self.tokenize(texts)
+        # The largest graph first: loading it takes the most memory beside itself
+        image_features = self.encode_images(images)
+        return self.compose(image_features, self.encode_tokens(tokens))
 
     def _rows_at_once(self, most: int) -> int:
         """Return how many texts or queries share a batch.

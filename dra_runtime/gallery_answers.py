@@ -47,13 +47,14 @@ def answer(query: Query, encoder: Encoder, snapshot: Snapshot, images: KnownImag
     wanted = None if query.where is None else checked_where(query.where)
     place = None if query.id is None else snapshot.known_place(query.id)
     reranking = checked_reranking(encoder, query.rerank, query.mu, stores_tokens or bool(images))
-    text_features = encoder.encode_texts([query.text])
+    text_tokens = encoder.tokenize([query.text])
     if query.id is not None and place is not None:
         image_features = snapshot.features([place], encoder.dim)
         tokens = tokens_at(encoder, snapshot, [(query.id, place)], images) if reranking else None
     else:
         outputs = encoder.encode_pixels(encoder.pixels(query.image)[None])  # type: ignore[arg-type]  # not None here
         image_features, tokens = outputs["image_features"], outputs.get("image_tokens")
+    text_features = encoder.encode_tokens(text_tokens)
     composed = encoder.compose(image_features, text_features)
     most = query.k if reranking is None else max(query.k, reranking.first)
     (answers,) = snapshot.search(composed, most, [None if query.keep_reference else place], wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,20 @@ def open_onnxruntime_cpu(path: Path, spec: GraphSpec, threads: int, half: bool =
     ort = import_onnxruntime("cpu")
     options = session_options(ort, threads, half)
     _set_waiting(options, ort.__version__)
-    return _CpuSession(open_graph(ort, path, spec, options, ["CPUExecutionProvider"]), path.name, spec)
+    # The arena grows by doubling, and would hold the weights in blocks that are half empty
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    session = open_graph(ort, path, spec, options, ["CPUExecutionProvider"])
+    _give_memory_back()
+    return _CpuSession(session, path.name, spec)
+
+
+def _give_memory_back() -> None:
+    """Return freed memory to the system: while a graph is loaded, its weights stand in memory twice or more often."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, TypeError, AttributeError):  # no glibc: other systems' libraries return memory by themselves
+        return
+    trim(0)
 
 
 def _set_waiting(options: Any, version: str) -> None:

@@ -23,6 +23,7 @@ def main(
     import onnxruntime  # noqa: F401 - the sessions below need it: its share is shown apart
 
     mark("import onnxruntime")
+    # in the order in which a query needs them
     for graph in ("image_encoder", "text_encoder", "compositor"):
         encoder.session(graph)
         mark(f"load the {graph.replace('_', ' ')}")
