@@ -16,7 +16,7 @@ def _load(name):
     spec.loader.exec_module(module)
 
 
-for _name in ("bundle_factory", "fuzz_files", "fuzzing"):  # each may import those before it
+for _name in ("bundle_factory", "fake_gpu", "fuzz_files", "fuzzing"):  # each may import those before it
     _load(_name)
 
 
@@ -38,3 +38,24 @@ def other_bundle_path(tmp_path_factory):
 @pytest.fixture
 def bundle_copy(bundle_path, tmp_path):
     return Path(shutil.copytree(bundle_path, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """A machine with a GPU, CUDA and both TensorRT libraries, all in numpy."""
+    from types import SimpleNamespace
+
+    from fake_gpu import HOST, FakeCuda, FakeTensorRT
+
+    from dra_runtime import engine_file, engine_host
+    from dra_runtime.backends import engines
+
+    cuda = FakeCuda()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    libraries = {name: FakeTensorRT(name.replace("-", "_"), cuda) for name in HOST.libraries}
+    for library in libraries.values():
+        monkeypatch.setitem(sys.modules, library.__name__, library)
+    for module in (engine_file, engines):
+        monkeypatch.setattr(module, "this_host", lambda: HOST)
+    monkeypatch.setattr(engine_host, "first_gpu", lambda: HOST.gpu)
+    return SimpleNamespace(cuda=cuda, libraries=libraries, host=HOST)
