@@ -80,6 +80,13 @@ def busy(batcher: Batcher, gate: Gate):
     return future
 
 
+def until(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.001)
+
+
 def mixed_queries() -> list[dict]:
     queries = []
     for n in range(60):
@@ -127,6 +134,14 @@ def test_what_comes_while_a_batch_runs_is_the_next_batch(gallery, gate):
         wait_for([first, *others], 20)
     assert gate.sizes == [1, 4, 3]
     assert batcher.pending == 0
+
+
+def test_a_lone_query_waits_for_nobody(gallery):
+    with Batcher(gallery, max_wait=1) as batcher:
+        start = time.monotonic()
+        for n in range(20):
+            batcher.submit(text="a", id=f"{n:02}").result(20)
+        assert time.monotonic() - start < 10  # waiting would take 20 s
 
 
 def test_images_in_a_batch(gallery, gate):
@@ -209,6 +224,7 @@ def test_a_cancelled_query_is_skipped(gallery, gate):
         assert not first.cancel()  # its batch runs
         assert taken_back.cancel()
         assert batcher.pending == 2
+        assert len(batcher._ready) == 1  # it isn't kept either until its turn comes
         gate.open.set()
         assert kept.result(20)
         with pytest.raises(CancelledError):
@@ -263,8 +279,7 @@ def test_closing_answers_what_waits(gallery, gate):
     futures = [busy(batcher, gate), *(batcher.submit(text="a", id=f"{n:02}") for n in range(5))]
     closing = threading.Thread(target=batcher.close)
     closing.start()
-    while not batcher._closed:
-        time.sleep(0.001)
+    until(lambda: batcher._closed)
     with pytest.raises(UsageError, match="closed"):
         batcher.submit(text="a", id="01")
     gate.open.set()
@@ -278,8 +293,7 @@ def test_closing_without_draining_cancels_what_waits(gallery, gate):
     first, second = busy(batcher, gate), batcher.submit(text="a", image=picture(1))
     closing = threading.Thread(target=batcher.close, kwargs={"drain": False})
     closing.start()
-    while not second.cancelled():
-        time.sleep(0.001)
+    until(second.cancelled)
     gate.open.set()
     closing.join(20)
     assert first.result(0)  # its batch ran already
@@ -336,6 +350,22 @@ def test_asyncio_answers(gallery):
     with Batcher(gallery) as batcher:
         for answer, query in zip(asyncio.run(ask_all(batcher)), queries, strict=True):
             assert_same(answer, gallery.search(**query))
+
+
+def test_asyncio_decodes_elsewhere(gallery, monkeypatch):
+    decoders, pixels = set(), Encoder.pixels
+
+    def noted(encoder, image):
+        decoders.add(threading.current_thread().name.rpartition("_")[0])
+        return pixels(encoder, image)
+
+    async def ask(batcher):
+        await asyncio.gather(*(batcher.search(text="a", image=picture(n)) for n in range(4)))
+
+    monkeypatch.setattr(Encoder, "pixels", noted)
+    with Batcher(gallery) as batcher:
+        asyncio.run(ask(batcher))
+    assert decoders == {"dra-decoder"}
 
 
 def test_asyncio_errors(gallery):

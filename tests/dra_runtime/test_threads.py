@@ -123,4 +123,4 @@ with dra.Batcher(gallery) as batcher:
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     started, used = done.stdout.split()
     assert int(started) == (3 if Path("/proc/self/task").is_dir() else 0)  # the fourth is the caller
-    assert float(used) < 0.1  # one spinning thread would use 1; measured: 0.0002
+    assert float(used) < 0.03  # one spinning thread would use 1; measured: 0.0001
