@@ -147,6 +147,15 @@ def test_equal_images_stay_in_the_order_of_their_ids(gallery, encoder, images, t
     assert all(hit.id[:2] == found[3 * (i // 3)].id[:2] for i, hit in enumerate(found))
 
 
+def test_equal_sums_stand_in_the_order_of_their_ids(gallery, monkeypatch):
+    plain = gallery.search(text=TEXT, id="05", k=16)
+    # what takes each cosine to zero
+    sums = iter(np.array([-hit.score for hit in plain], np.float32).reshape(1, -1))
+    monkeypatch.setattr("dra_runtime.rerank.agreement", lambda *arguments: next(sums))
+    found = gallery.search(text=TEXT, id="05", k=16, rerank=16, mu=1)
+    assert [hit.id for hit in found] == sorted(hit.id for hit in plain) != [hit.id for hit in plain]
+
+
 def test_what_is_added_is_known_too(encoder, images, tmp_path):
     names = sorted(images)
     small = Gallery.build(encoder, {name: images[name] for name in names[:8]})
@@ -155,15 +164,15 @@ def test_what_is_added_is_known_too(encoder, images, tmp_path):
     query = {"text": TEXT, "id": names[2], "k": 16, "rerank": 16, "mu": 3}
     same(small.search(**query), whole.search(**query))
     new = tmp_path / "new.png"
-    Image.open(images[names[9]]).rotate(90).save(new)
-    small.add({names[9]: new}, replace=True)  # the tokens are the new image's
-    other = Gallery.build(encoder, {**images, names[9]: new})
+    Image.open(images[names[5]]).rotate(90).save(new)
+    small.add({names[5]: new}, replace=True)  # the tokens are the new image's
+    other = Gallery.build(encoder, {**images, names[5]: new})
     same(small.search(**query), other.search(**query))
-    small.add({names[9]: new.read_bytes()}, replace=True)  # pictures in memory aren't kept
-    with pytest.raises(UsageError, match=names[9]) as caught:
+    small.add({names[5]: new.read_bytes()}, replace=True)  # pictures in memory aren't kept
+    with pytest.raises(UsageError, match=names[5]) as caught:
         small.search(**query)
     assert "\n" not in str(caught.value)
-    small.remove([names[9]])
+    small.remove([names[5]])
     assert len(small.search(**query)) == 14
 
 
