@@ -12,8 +12,11 @@ from dra_export.engine.tensorrt_api import load_library
 from dra_runtime.backends.onnxruntime_cpu import open_onnxruntime_cpu
 from dra_runtime.backends.tensorrt import open_tensorrt
 from dra_runtime.bundle import Bundle
+from dra_runtime.encoder import Encoder
+from dra_runtime.engine_file import read_sidecar
 from dra_runtime.engine_host import LIBRARIES, this_host
-from dra_runtime.sessions import Session
+from dra_runtime.selfcheck import selfcheck
+from dra_runtime.sessions import GpuOptions, Session
 
 pytestmark = pytest.mark.gpu
 
@@ -34,9 +37,9 @@ def engines(request: pytest.FixtureRequest, tiny_half_bundle: Path, tmp_path_fac
     return bundle
 
 
-def session_of(bundle: Bundle, graph: str) -> Session:
+def session_of(bundle: Bundle, graph: str, gpu: GpuOptions | None = None) -> Session:
     (plan,) = (bundle.path / "engines").glob(f"*/{graph}.plan")
-    return open_tensorrt(plan)
+    return open_tensorrt(plan, gpu)
 
 
 def inputs_of(bundle: Bundle, graph: str, batch: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -52,13 +55,17 @@ def inputs_of(bundle: Bundle, graph: str, batch: int, length: int, seed: int = 0
     return made
 
 
+@pytest.mark.parametrize("graphs", [0, 4])
 @pytest.mark.parametrize("graph", ["image_encoder", "text_encoder", "compositor", "reranker", "query"])
-def test_an_engine_gives_onnxruntimes_vectors(graph: str, engines: Bundle, tiny_bundle: Path) -> None:
-    """Of the float32 bundle, at batch sizes and lengths of every profile, in an order that goes back and forth."""
+def test_an_engine_gives_onnxruntimes_vectors(graph: str, graphs: int, engines: Bundle, tiny_bundle: Path) -> None:
+    """Of the float32 bundle, at batch sizes and lengths of every profile, going back and forth; the third time of a
+    shape is a CUDA graph's replay, which must take its inputs from this call."""
     reference = Bundle.open(tiny_bundle)
     spec = reference.manifest.graphs[graph]
-    expected_of, found_of = open_onnxruntime_cpu(reference.file(spec.file), spec, 1), session_of(engines, graph)
-    for seed, (batch, length) in enumerate([(1, 2), (MAX_BATCH, 77), (1, 12), (7, 16), (2, 77)]):
+    expected_of = open_onnxruntime_cpu(reference.file(spec.file), spec, 1)
+    found_of = session_of(engines, graph, GpuOptions(contexts=1, graphs=graphs))
+    shapes = [(1, 2), (MAX_BATCH, 77), (1, 12), (7, 16), (2, 77)]
+    for seed, (batch, length) in enumerate(shapes * 4):
         inputs = inputs_of(reference, graph, batch, length, seed)
         expected, found = expected_of.run(inputs), found_of.run(inputs)
         assert found.keys() == expected.keys()
@@ -69,13 +76,23 @@ def test_an_engine_gives_onnxruntimes_vectors(graph: str, engines: Bundle, tiny_
             assert found[name].dtype == np.float32
 
 
-def test_many_threads_get_the_serial_answers(engines: Bundle) -> None:
-    session = session_of(engines, "text_encoder")
-    inputs = [inputs_of(engines, "text_encoder", 1 + i % 5, 2 + i, i) for i in range(24)]
+@pytest.mark.parametrize("graphs", [0, 4])
+def test_sixteen_threads_get_the_serial_answers(graphs: int, engines: Bundle) -> None:
+    session = session_of(engines, "text_encoder", GpuOptions(contexts=3, graphs=graphs))
+    inputs = [inputs_of(engines, "text_encoder", 1 + i % 5, 2 + i % 4, i) for i in range(96)]
     serial = [session.run(values)["text_features"] for values in inputs]
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(16) as pool:
         for ours, theirs in zip(pool.map(lambda v: session.run(v)["text_features"], inputs), serial, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_the_encoder_takes_the_engines_by_itself(engines: Bundle) -> None:
+    (plan,) = (engines.path / "engines").glob("*/compositor.plan")
+    library = read_sidecar(plan).library
+    for backend in ("auto", library):
+        encoder = Encoder.open(engines.path, backend)
+        assert encoder.backend == library
+        assert selfcheck(encoder).passed
 
 
 def test_a_batch_beyond_the_profiles_is_cut(engines: Bundle) -> None:
@@ -87,8 +104,6 @@ def test_a_batch_beyond_the_profiles_is_cut(engines: Bundle) -> None:
 
 
 def test_the_inspector_finds_half_layers(engines: Bundle) -> None:
-    from dra_runtime.engine_file import read_sidecar
-
     for plan in (engines.path / "engines").glob("*/*.plan"):
         inspected = read_sidecar(plan).proof.inspected
         assert inspected is not None, plan.name

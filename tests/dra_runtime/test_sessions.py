@@ -204,3 +204,19 @@ def test_a_query_on_the_cpu_imports_no_library_of_a_gpu(bundle_path):
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert "tensorrt" not in result.stdout, result.stderr
     assert "cuda" not in result.stdout
+
+
+def test_engines_that_bring_code_are_taken_by_name_alone(bundle_copy, fake_gpu, no_cuda_provider):
+    from dra_runtime.engine_file import Target
+
+    target = Target("linux-x86_64", ("8.9",), HOST.gpu.name, version_compatible=True)
+    write_engines(bundle_copy, "tensorrt", target=target)
+    assert Encoder.open(bundle_copy).backend == "onnxruntime-cpu"
+    assert Encoder.open(bundle_copy, "tensorrt").backend == "tensorrt"
+
+
+def test_a_folder_of_engines_that_is_a_link_is_not_followed(bundle_copy, tmp_path):
+    write_engines(bundle_copy, "tensorrt")
+    (bundle_copy / "engines").rename(tmp_path / "elsewhere")
+    (bundle_copy / "engines").symlink_to(tmp_path / "elsewhere")
+    assert "holds no engines of tensorrt" in refusal("tensorrt", bundle_copy)

@@ -89,6 +89,7 @@ def test_a_rows_answer_does_not_depend_on_where_the_batch_is_cut(bundle_copy, fa
     session = opened(bundle_copy, "tensorrt", "text_encoder", batches=((3, 4, 5),))
     inputs = inputs_of("text_encoder", 12)["tokens"]
     whole = session.run({"tokens": inputs})["text_features"]
+    assert whole.shape == (12, DIM)
     for i in range(12):
         np.testing.assert_allclose(session.run({"tokens": inputs[i : i + 1]})["text_features"][0], whole[i], rtol=1e-6)
 
@@ -169,6 +170,7 @@ def test_what_the_library_refuses_is_one_line(refused, said, bundle_copy, fake_g
     with pytest.raises(BackendError, match=said) as caught:
         session.run(inputs_of("compositor", 1))
     assert "\n" not in str(caught.value)
+    assert not any(fake_gpu.cuda.queues.values())  # nothing is under way when the next caller comes
     fake_gpu.libraries["tensorrt"].refuses.clear()
     session.run(inputs_of("compositor", 1))
 
