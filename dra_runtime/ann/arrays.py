@@ -128,6 +128,23 @@ def hnsw_from_arrays(arrays: Arrays, count: int) -> HnswArrays:
     return HnswArrays(levels, neighbors, links, ef_construction, ef_search, entry)
 
 
+def check_finite(codes: npt.NDArray[np.uint8]) -> None:
+    """Check that half-precision codes are finite numbers, which a walk through a graph may crash on otherwise.
+
+    Raises
+    ------
+    GalleryFormatError
+        One isn't.
+    """
+    bits = codes.view(np.uint16)
+    for start in range(0, len(bits), _BLOCK):
+        # Without its sign, a half is finite up to 0x7bff; infinities and NaN lie above
+        if ((bits[start : start + _BLOCK] << 1) >= 0xF800).any():
+            raise GalleryFormatError(
+                "the gallery's vectors are damaged: one isn't finite in half precision; index the images again"
+            )
+
+
 def ivf_from_arrays(arrays: Arrays, count: int, dim: int) -> IvfArrays:
     """Check stored lists of ``count`` rows, at least 1, of ``dim`` columns.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dra_runtime.ann.arrays import HnswArrays
+from dra_runtime.ann.arrays import HnswArrays, check_finite
 from dra_runtime.ann.library import Report, Rows, Unit, flat_index, half_codes, load_faiss, view_of
 from dra_runtime.ann.recall import Trial, least_setting
 
@@ -34,9 +34,10 @@ class HnswSearcher:
 
     @classmethod
     def of(cls, arrays: HnswArrays, unit: Unit) -> HnswSearcher:
-        """Open a checked graph over its rows (N, D)."""
+        """Open a checked graph over its rows (N, D), and check those; GalleryFormatError if they aren't finite."""
         faiss = load_faiss()
         codes = half_codes(unit)
+        check_finite(codes)
         exact = flat_index(codes, unit.shape[1])
         graph = faiss.IndexHNSW(exact, arrays.links)
         hnsw = graph.hnsw

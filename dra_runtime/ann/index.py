@@ -92,7 +92,7 @@ class AnnIndex:
         Raises
         ------
         UsageError
-            The shapes don't fit, or count isn't positive.
+            The shapes don't fit, a query isn't finite, or count isn't positive.
         GalleryFormatError, BackendError
             As `open`.
         """
@@ -100,6 +100,8 @@ class AnnIndex:
         queries = np.ascontiguousarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != dim:
             raise UsageError(f"queries of shape {queries.shape} for an index of {dim} dimensions; give (Q, {dim})")
+        if not np.isfinite(queries).all():
+            raise UsageError("a query isn't of finite numbers; check the bundle and the image")
         if count < 1:
             raise UsageError(f"{count} candidates asked for; ask for at least 1")
         if allowed is not None and (allowed.shape != (rows,) or allowed.dtype != np.bool_):

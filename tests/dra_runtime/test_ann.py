@@ -308,6 +308,8 @@ def test_unusable_arguments(indexes, unit, queries):
         build_index("annoy", unit, threads=1)
     with pytest.raises(UsageError, match=r"give \(Q, 24\)"):
         flat.candidates(queries[:, :5], 3)
+    with pytest.raises(UsageError, match="finite"):
+        flat.candidates(np.full_like(queries, np.nan), 3)
     with pytest.raises(UsageError, match="at least 1"):
         flat.candidates(queries, 0)
     with pytest.raises(UsageError, match=r"give bool \(3000,\)"):
