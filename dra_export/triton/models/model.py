@@ -101,7 +101,8 @@ def part(graph: str, folder: Path, threads: int) -> Callable[[Sequence[Arrays]],
     """Return what answers requests of a graph's inputs with its outputs; the graph runs once for all of them."""
     manifest = _manifest(folder)
     spec = manifest.graphs[graph]
-    session = open_onnxruntime_cpu(_checked_file(folder / MODEL_FILE, manifest, spec.file), spec, threads)
+    path, half = _checked_file(folder / MODEL_FILE, manifest, spec.file), manifest.precision == "fp16"
+    session = open_onnxruntime_cpu(path, spec, threads, half)
     names = [tensor.name for tensor in spec.inputs]
 
     def answers(requests: Sequence[Arrays]) -> list[Answer]:
