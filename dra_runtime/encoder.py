@@ -28,7 +28,8 @@ IMAGE_BATCH = 16  # images in memory at once
 TEXT_BATCH = 64
 COMPOSE_BATCH = 256
 TEXT_BUCKET = 8  # texts whose lengths differ by less share a batch
-MAX_TEXT = 10_000  #: characters: the tokens of a text are cut at 77 anyway, and ftfy takes quadratic time on some
+MAX_TEXT = 10_000  #: characters; the tokens of a text are cut at 77 anyway
+MAX_CLEANING = 1_000_000  #: characters times those beyond ASCII: ftfy passes over a text up to once for each of these
 
 
 class Encoder:
@@ -408,6 +409,12 @@ def token_rows(tokenizer: Tokenizer, texts: str | Iterable[str]) -> list[list[in
             raise TextError(f"text {number} is a {type(text).__name__}; give a string")
         if len(text) > MAX_TEXT:
             raise TextError(f"text {number} has {len(text)} characters; give at most {MAX_TEXT}")
+        beyond = len(text) - len(text.encode("ascii", "ignore"))
+        if beyond * len(text) > MAX_CLEANING:
+            raise TextError(
+                f"text {number} has {len(text)} characters, {beyond} of them beyond ASCII; to clean it could take "
+                f"seconds, so give at most {MAX_CLEANING // len(text)} of those in a text of this length"
+            )
         ids = tokenizer.encode(text)
         if len(ids) == 2:
             raise TextError(f"text {number} is {text[:40]!r}, with nothing to search for; give at least one word")

@@ -70,7 +70,7 @@ def check_before_decoding(image: Any, data: bytes | None, max_pixels: int) -> No
     for tile in getattr(image, "tile", ()):
         allowed = _PIXELS_IN_PYTHON.get(tile[0], pixels)
         if pixels > allowed:
-            raise ValueError(f"{pixels} pixels where a {tile[0]} may have {allowed}; convert it to PNG")
+            raise ValueError(f"{pixels} pixels, and PIL decodes {tile[0]} slowly: at most {allowed}")
     if image.format == "JPEG" and data is not None:
         scans = data.count(b"\xff\xda")  # within coded data this pair can't stand
         if scans * pixels > MAX_SCANNED:

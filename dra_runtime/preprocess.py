@@ -284,6 +284,11 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
 def _decode(image: Image.Image, data: bytes | None, name: str, max_pixels: int) -> Image.Image:
     try:
         check_before_decoding(image, data, max_pixels)
+    except Exception as error:  # reading a damaged TIFF's tags raises nearly any class
+        raise ImageError(
+            f"{name}: it would cost too much to decode ({_reason(error)}); save it anew as a PNG"
+        ) from error
+    try:
         image.load()
     except Exception as error:  # decoders raise nearly any class on damaged bytes
         raise ImageError(f"{name}: damaged or truncated ({_reason(error)}); save it anew") from error

@@ -27,7 +27,7 @@ SLOW = {
     "gallery": 6_000,
     "index": 3_000,
     "onnx": 12_000,
-    "selftest": 6_000,
+    "selftest": 4_000,
     "merges": 3_000,
     "image": 40_000,
 }
