@@ -409,7 +409,7 @@ def token_rows(tokenizer: Tokenizer, texts: str | Iterable[str]) -> list[list[in
             raise TextError(f"text {number} is a {type(text).__name__}; give a string")
         if len(text) > MAX_TEXT:
             raise TextError(f"text {number} has {len(text)} characters; give at most {MAX_TEXT}")
-        beyond = len(text) - len(text.encode("ascii", "ignore"))
+        beyond = len(text) - len(text.encode("ascii", "ignore")) + text.count("&")  # HTML entities become such
         if beyond * len(text) > MAX_CLEANING:
             raise TextError(
                 f"text {number} has {len(text)} characters, {beyond} of them beyond ASCII; to clean it could take "
