@@ -89,6 +89,8 @@ WATCH = """
 import json, sys
 events = []
 def watch(event, arguments):
+    if event.startswith("ctypes.") and (event != "ctypes.dlopen" or arguments == (None,)):
+        return  # the C library that is loaded anyway
     if event.split(".")[0] in ("socket", "subprocess", "ctypes", "urllib", "http", "webbrowser") or event in (
         "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.startfile", "pty.spawn",
         "os.remove", "os.rename", "os.mkdir", "os.rmdir", "shutil.rmtree", "tempfile.mkstemp", "tempfile.mkdtemp",
