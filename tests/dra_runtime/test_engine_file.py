@@ -4,6 +4,7 @@ import copy
 import ctypes
 import json
 from dataclasses import replace
+from importlib import metadata
 
 import pytest
 from hypothesis import given, settings
@@ -431,7 +432,7 @@ def test_versions_come_from_what_pip_installed(monkeypatch):
     def version(name):
         if name == "tensorrt":
             return "10.13.3.9"
-        raise engine_host.metadata.PackageNotFoundError(name)
+        raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(engine_host.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     assert installed_libraries() == {"tensorrt": "10.13.3.9"}
