@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dra_runtime import engine_host
 from dra_runtime.engine_file import check_plan, read_sidecar, rebuild_command, sidecar_from_json, sidecar_to_dict
 from dra_runtime.engine_host import Gpu, Host, first_gpu, installed_libraries
 from dra_runtime.errors import EngineError, EngineFormatError, EngineIntegrityError, EngineMismatchError
