@@ -105,7 +105,7 @@ def test_installation_stays_free_of_pytorch(environment: Path) -> None:
 
 
 def test_other_commands_say_which_extra_they_lack(environment: Path) -> None:
-    for words, extra in (("dra-train", "train"), ("dra-export onnx", "export"), ("dra-bench", "bench")):
+    for words, extra in (("dra-train", "train"), ("dra-export onnx", "export"), ("dra-bench latency", "bench")):
         command, *more = words.split()
         done = subprocess.run([environment / command, *more, "--help"], capture_output=True, text=True, check=False)
         assert done.returncode == 2
