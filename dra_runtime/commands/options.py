@@ -14,7 +14,12 @@ from dra_runtime.gallery_file import bundle_of, read_header
 # Paths are checked by the library, which says what to do about a wrong one; click would only say that it is wrong
 PATH = click.Path(path_type=Path)
 threads_option = click.option("--threads", type=int, help="Threads to use.  [default: the CPUs this process may use]")
-backend_option = click.option("--backend", default="auto", show_default=True, help="auto, or onnxruntime-cpu.")
+backend_option = click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    help="auto, the fastest that works here; or tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu.",
+)
 integrity_option = click.option(
     "--integrity",
     type=click.Choice(["hash", "size"]),
