@@ -249,7 +249,7 @@ class Encoder:
         ImageError
             The image can't be used.
         """
-        return self.preprocess.network_input(open_image(image), self.image_input)
+        return self.preprocess.network_input(open_image(image), self.image_input, self._threads)
 
     def encode_pixels(self, pixels: Pixels) -> dict[str, Features]:
         """Run the image encoder on images (N, 3, S, S) as `pixels` returns them, stacked.

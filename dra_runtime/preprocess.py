@@ -27,6 +27,7 @@ from dra_runtime.errors import ImageError, UsageError
 from dra_runtime.image_header import CountedReads, check_before_decoding, check_before_parsing
 from dra_runtime.regular_file import read_regular
 from dra_runtime.strict_json import short
+from dra_runtime.threads import run_together
 
 ImageSource = Path | str | bytes | Image.Image | npt.NDArray[np.uint8]
 
@@ -38,6 +39,7 @@ MAX_BYTES = 256 * 2**20  #: a longer file or byte string is refused
 MAX_CANVAS = 400_000_000  #: pixels of an image after resizing, or padded strip by strip; only extreme shapes reach it
 
 _STRIP = 1 << 20  # pixels padded and resized at once
+_SHARE = 1 << 18  # pixels that are worth the start of a thread
 _STRIP_MODES = ("RGB", "L", "RGBA", "LA", "CMYK", "YCbCr")
 
 # Raster formats that PIL decodes by itself. Left out on purpose: EPS starts another program, and the rest are rare
@@ -79,13 +81,15 @@ class Preprocess:
             raise UsageError(f"std is {short(self.std)}; give three numbers above zero")
         object.__setattr__(self, "_table", _value_table(self.mean, self.std))
 
-    def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
+    def __call__(self, image: Image.Image, threads: int = 1) -> npt.NDArray[np.float32]:
         """Return the network input of one image: its `pixels`, normalised.
 
         Parameters
         ----------
         image
             An image of any mode that PIL converts to RGB (see `open_image`).
+        threads
+            How many threads resize a large image. Their number changes nothing in the result.
 
         Returns
         -------
@@ -97,14 +101,14 @@ class Preprocess:
         ImageError
             The image is empty, too elongated, or of a mode that can't become RGB.
         """
-        rgb = self._rgb(image)
+        rgb = self._rgb(image, threads)
         normalised = np.empty((3, *rgb.shape[:2]), np.float32)
         for channel in range(3):
             np.take(self._table[channel], rgb[..., channel], out=normalised[channel])
         return normalised
 
-    def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """Return one image padded, resized, cropped and made RGB, but not normalised.
+    def pixels(self, image: Image.Image, threads: int = 1) -> npt.NDArray[np.uint8]:
+        """Return one image padded, resized, cropped and made RGB, but not normalised; parameters as for the call.
 
         Returns
         -------
@@ -116,13 +120,15 @@ class Preprocess:
         ImageError
             As for the call.
         """
-        return np.ascontiguousarray(self._rgb(image).transpose(2, 0, 1))
+        return np.ascontiguousarray(self._rgb(image, threads).transpose(2, 0, 1))
 
-    def network_input(self, image: Image.Image, image_input: str) -> npt.NDArray[np.float32 | np.uint8]:
+    def network_input(
+        self, image: Image.Image, image_input: str, threads: int = 1
+    ) -> npt.NDArray[np.float32 | np.uint8]:
         """Return what an image encoder takes whose input is ``"float32"`` (the call) or ``"uint8"`` (`pixels`)."""
-        return self.pixels(image) if image_input == "uint8" else self(image)
+        return self.pixels(image, threads) if image_input == "uint8" else self(image, threads)
 
-    def _rgb(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+    def _rgb(self, image: Image.Image, threads: int) -> npt.NDArray[np.uint8]:
         size = self.image_size
         if min(image.size) < 1:
             raise ImageError(f"an image of {_pixels(image.size)} is empty; give one with at least one pixel")
@@ -130,19 +136,24 @@ class Preprocess:
         padded_size = (image.width + 2 * pad_x, image.height + 2 * pad_y)
         resized_size = resized_dimensions(padded_size, size)
         padded = pad_x > 0 or pad_y > 0
-        in_strips = padded and image.mode in _STRIP_MODES and _rows_first(padded_size, resized_size)
+        in_strips = (
+            (padded or math.prod(image.size) > _SHARE)
+            and image.mode in _STRIP_MODES
+            and _rows_first(padded_size, resized_size)
+        )
         limit = MAX_PIXELS if padded and not in_strips else MAX_CANVAS
         if math.prod(padded_size) > limit or math.prod(resized_size) > MAX_CANVAS:
             raise ImageError(f"an image of {_pixels(image.size)} is too elongated to be padded and resized; crop it")
+        # round() takes halves to the even neighbour, as torchvision's CenterCrop does
+        left, top = (round((length - size) / 2.0) for length in resized_size)
         try:
             if in_strips:
-                image = _resized_in_strips(image, pad_x, pad_y, resized_size)
+                image = _resized_in_strips(image, (pad_x, pad_y), resized_size, (left, left + size), threads)
+                left = 0
             else:
                 image = _pad(image, pad_x, pad_y) if padded else image
                 image = image if image.size == resized_size else image.resize(resized_size, Image.Resampling.BICUBIC)
-            left, top = ((length - size) / 2.0 for length in resized_size)
-            # round() takes halves to the even neighbour, as torchvision's CenterCrop does
-            image = image.crop((round(left), round(top), round(left) + size, round(top) + size))
+            image = image.crop((left, top, left + size, top + size))
             image.info.pop("transparency", None)  # it can't change RGB values, but PIL would warn about it
             return np.asarray(image.convert("RGB"))  # (image_size, image_size, 3)
         except (ValueError, OSError) as error:
@@ -315,23 +326,34 @@ def _rows_first(size: tuple[int, int], resized: tuple[int, int]) -> bool:
     return not (new_height < height and tall)
 
 
-def _resized_in_strips(image: Image.Image, x: int, y: int, size: tuple[int, int]) -> Image.Image:
-    """Pad and resize with the same result as one after the other, without ever holding the padded image.
+def _resized_in_strips(
+    image: Image.Image, padding: tuple[int, int], size: tuple[int, int], columns: tuple[int, int], threads: int
+) -> Image.Image:
+    """Pad, resize and keep some columns, with the same result as one after the other but less memory and time.
 
-    PIL resizes in two passes, rounding to bytes in between. Where the rows come first they can be resized before zero
-    rows are added above and below. A long panorama would otherwise need gigabytes.
+    PIL resizes in two passes, rounding to bytes in between. Where the rows come first, strips of them can be resized
+    by several threads, before zero rows are added above and below; the padded image, gigabytes of a long panorama, is
+    never held. The second pass sees only the columns that are kept.
     """
-    premultiplied = {"RGBA": "RGBa", "LA": "La"}.get(image.mode)  # what PIL resizes alpha in
-    mode = image.mode
+    (x, y), mode = padding, image.mode
+    premultiplied = {"RGBA": "RGBa", "LA": "La"}.get(mode)  # what PIL resizes alpha in
     if premultiplied and (image.width + 2 * x, image.height + 2 * y) != size:
         image = image.convert(premultiplied)
-    rows = Image.new(image.mode, (size[0], image.height + 2 * y))
-    strip = image.height if x == 0 else max(1, _STRIP // (image.width + 2 * x))
-    for top in range(0, image.height, strip):
-        part = image if strip >= image.height else image.crop((0, top, image.width, min(top + strip, image.height)))
-        part = _pad(part, x, 0) if x else part
-        rows.paste(part.resize((size[0], part.height), Image.Resampling.BICUBIC), (0, y + top))
-    resized = rows.resize(size, Image.Resampling.BICUBIC)
+    workers = max(1, min(threads, math.prod(image.size) // _SHARE))
+    strip = -(-image.height // workers)
+    if x > 0:
+        strip = min(strip, max(1, _STRIP // (image.width + 2 * x)))
+    rows = Image.new(image.mode, (columns[1] - columns[0], image.height + 2 * y))
+
+    def resize_strips(worker: int) -> None:
+        for top in range(worker * strip, image.height, workers * strip):
+            part = image.crop((0, top, image.width, min(top + strip, image.height)))
+            part = _pad(part, x, 0) if x else part
+            part = part.resize((size[0], part.height), Image.Resampling.BICUBIC)
+            rows.paste(part.crop((columns[0], 0, columns[1], part.height)), (0, y + top))
+
+    run_together(resize_strips, workers)
+    resized = rows.resize((rows.width, size[1]), Image.Resampling.BICUBIC)
     return resized if resized.mode == mode else resized.convert(mode)
 
 

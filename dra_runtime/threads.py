@@ -1,8 +1,10 @@
-"""What threads need to know of their process: how many CPUs it may use, and whether it was forked."""
+"""How many threads this process may use, whether it was forked, and running one task in several threads."""
 
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from dra_runtime.errors import BackendError
@@ -45,6 +47,29 @@ def require_process(opened_by: int, what: str, done: str = "used") -> None:
             f"this {what} was opened by process {opened_by} and can't be {done} in process {os.getpid()}, forked from "
             "it; open one in each worker, after the fork, or start workers by 'spawn'"
         )
+
+
+def run_together(work: Callable[[int], None], workers: int) -> None:
+    """Call ``work`` with 0 to ``workers`` - 1, each in its own thread, the first in this one, and wait for all.
+
+    The threads end with the call: none is left idle, or behind in a fork. The first error is raised again.
+    """
+    errors: list[BaseException] = []
+
+    def guarded(worker: int) -> None:
+        try:
+            work(worker)
+        except BaseException as error:  # noqa: BLE001 -- raised again by the caller's thread
+            errors.append(error)
+
+    others = [threading.Thread(target=guarded, args=(worker,)) for worker in range(1, workers)]
+    for thread in others:
+        thread.start()
+    guarded(0)
+    for thread in others:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _quotas_v2(root: Path, process: Path) -> list[float]:

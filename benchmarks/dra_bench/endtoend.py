@@ -45,7 +45,7 @@ class Journey:
         clock = [time.perf_counter_ns()]
         image = open_image(self.picture)
         clock.append(time.perf_counter_ns())
-        pixels = encoder.preprocess.network_input(image, encoder.image_input)[None]
+        pixels = encoder.preprocess.network_input(image, encoder.image_input, encoder.threads)[None]
         clock.append(time.perf_counter_ns())
         tokens = encoder.tokenize([self.text])
         clock.append(time.perf_counter_ns())

@@ -105,32 +105,37 @@ IMAGES = st.tuples(
 )
 
 
-def check_any(image, size, ratio, strip, monkeypatch):
+def check_any(image, size, ratio, strip, threads, monkeypatch):
     monkeypatch.setattr("dra_runtime.preprocess._STRIP", strip)
+    monkeypatch.setattr("dra_runtime.preprocess._SHARE", strip)
     mode, width, height = image
     picture = image_of(mode, width, height)
-    assert np.array_equal(Preprocess(size, ratio)(picture), reference(picture.copy(), size, ratio))
+    assert np.array_equal(Preprocess(size, ratio)(picture, threads), reference(picture.copy(), size, ratio))
 
 
 ANY = given(
-    IMAGES, st.integers(1, 72), st.sampled_from([1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 10.0, 1e9]), st.integers(1, 2000)
+    IMAGES,
+    st.integers(1, 72),
+    st.sampled_from([1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 10.0, 1e9]),
+    st.integers(1, 2000),
+    st.integers(1, 4),
 )
 SHARED = [HealthCheck.function_scoped_fixture]  # the strip's height is set anew in every example
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=SHARED)
-@example(("RGB", 3, 336), 32, 10.0, 1 << 20)  # PIL 13 resizes its columns first
-@example(("RGB", 1, 267), 16, 1e9, 1 << 20)  # PIL 12.2 as well
+@example(("RGB", 3, 336), 32, 10.0, 1 << 20, 1)  # PIL 13 resizes its columns first
+@example(("RGB", 1, 267), 16, 1e9, 1 << 20, 1)  # PIL 12.2 as well
 @ANY
-def test_equal_to_torchvision_whatever_the_image(monkeypatch, image, size, ratio, strip):
-    check_any(image, size, ratio, strip, monkeypatch)
+def test_equal_to_torchvision_whatever_the_image(monkeypatch, image, size, ratio, strip, threads):
+    check_any(image, size, ratio, strip, threads, monkeypatch)
 
 
 @pytest.mark.slow
 @settings(max_examples=8_000, deadline=None, suppress_health_check=SHARED)
 @ANY
-def test_equal_to_torchvision_for_thousands_of_images(monkeypatch, image, size, ratio, strip):
-    check_any(image, size, ratio, strip, monkeypatch)
+def test_equal_to_torchvision_for_thousands_of_images(monkeypatch, image, size, ratio, strip, threads):
+    check_any(image, size, ratio, strip, threads, monkeypatch)
 
 
 @pytest.mark.slow
@@ -138,7 +143,18 @@ def test_equal_to_torchvision_for_thousands_of_images(monkeypatch, image, size, 
 @pytest.mark.parametrize("size", [224, 288])
 def test_large_images_equal_torchvision(dimensions, size):
     image = Image.fromarray(noise(*dimensions))
-    assert np.array_equal(Preprocess(size)(image), reference(image, size))
+    expected = reference(image, size)
+    for threads in (1, 2, 5):
+        assert np.array_equal(Preprocess(size)(image, threads), expected), threads
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16"])
+@pytest.mark.parametrize("dimensions", [(1_000, 700), (700, 1_001), (2_400, 300), (1_023, 1_025)])
+def test_threads_change_nothing(dimensions, mode):
+    image = image_of(mode, *dimensions)
+    expected = reference(image.copy(), 64)
+    for threads in (1, 2, 3, 64):
+        assert np.array_equal(Preprocess(64)(image, threads), expected), threads
 
 
 @pytest.mark.parametrize("strip", [1, 500, 5_000])

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from dra_runtime.threads import available_threads
+from dra_runtime.threads import available_threads, run_together
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +125,33 @@ with dra.Batcher(gallery) as batcher:
     started, used = done.stdout.split()
     assert int(started) == (3 if Path("/proc/self/task").is_dir() else 0)  # the fourth is the caller
     assert float(used) < 0.03  # one spinning thread would use 1; measured: 0.0001
+
+
+def test_run_together_uses_a_thread_each_and_leaves_none():
+    meeting = threading.Barrier(3, timeout=30)  # passes only if all three run at once
+    seen = {}
+
+    def work(worker):
+        meeting.wait()
+        seen[worker] = threading.get_ident()
+
+    before = threading.active_count()
+    run_together(work, 3)
+    assert sorted(seen) == [0, 1, 2]
+    assert len(set(seen.values())) == 3
+    assert seen[0] == threading.get_ident()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_run_together_raises_what_a_worker_raised_after_all_are_done(failing):
+    done = []
+
+    def work(worker):
+        if worker == failing:
+            raise MemoryError(f"worker {worker}")
+        done.append(worker)
+
+    with pytest.raises(MemoryError, match=f"worker {failing}"):
+        run_together(work, 2)
+    assert done == [1 - failing]
