@@ -457,7 +457,7 @@ class Gallery:
         UnknownIdError
             The gallery doesn't hold an id to exclude.
         """
-        return answer_vectors(queries, k, exclude, where, self._encoder.dim, self._snapshot)
+        return answer_vectors(queries, k, exclude, where, self._encoder.dim, self._snapshot, self._encoder.threads)
 
     def _require_own_process(self) -> None:
         require_process(self._process, "gallery", "changed")

@@ -57,7 +57,7 @@ def answer(query: Query, encoder: Encoder, snapshot: Snapshot, images: KnownImag
     text_features = encoder.encode_tokens(text_tokens)
     composed = encoder.compose(image_features, text_features)
     most = query.k if reranking is None else max(query.k, reranking.first)
-    (answers,) = snapshot.search(composed, most, [None if query.keep_reference else place], wanted)
+    (answers,) = snapshot.search(composed, most, [None if query.keep_reference else place], wanted, encoder.threads)
     if reranking is not None and tokens is not None:
         answers = reranked(encoder, snapshot, answers, reranking, tokens[0], text_features[0], images)
     return _hits(snapshot, answers[: query.k])
@@ -70,6 +70,7 @@ def answer_vectors(
     where: Where | None,
     dim: int,
     snapshot: Snapshot,
+    threads: int,
 ) -> list[list[Hit]]:
     """Answer query vectors (Q, dim); see `Gallery.search_vectors` for its errors."""
     _check_k(k)
@@ -82,7 +83,7 @@ def answer_vectors(
     if isinstance(exclude, str) or len(exclude) != len(checked):
         raise UsageError(f"{len(exclude)} ids to exclude for {len(checked)} queries; give one for each, or None")
     places = [None if name is None else snapshot.known_place(name) for name in exclude]
-    return [_hits(snapshot, answers) for answers in snapshot.search(checked, k, places, wanted)]
+    return [_hits(snapshot, answers) for answers in snapshot.search(checked, k, places, wanted, threads)]
 
 
 def _hits(snapshot: Snapshot, answers: Sequence[Answer]) -> list[Hit]:

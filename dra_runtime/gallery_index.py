@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dra_runtime.errors import UsageError
-from dra_runtime.search import Ranked, Unit, ranked, top_k, unit_queries
+from dra_runtime.products import Unit
+from dra_runtime.search import Ranked, ranked, top_k, unit_queries
 from dra_runtime.strict_json import values_from_json
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class GalleryIndex:
         k: int,
         excluded: npt.NDArray[np.int64],
         allowed: npt.NDArray[np.bool_] | None,
+        threads: int = 1,
     ) -> list[Ranked]:
         """Find the k nearest rows: see `dra_runtime.search.top_k`; never fewer than it finds, but perhaps others.
 
@@ -103,14 +105,15 @@ class GalleryIndex:
         possible = len(unit) if allowed is None else int(np.count_nonzero(allowed))
         count = k + k // 4 + SPARE
         if possible <= EXACT_BELOW or 4 * count > possible:
-            return top_k(unit, queries, k, excluded, allowed)
+            return top_k(unit, queries, k, excluded, allowed, threads)
         wide = unit_queries(queries)
         proposed = self._ann.candidates(wide.astype(np.float32), count, allowed)
         answers = []
         for number, (query, rows) in enumerate(zip(wide, proposed, strict=True)):
             rows = rows[(rows >= 0) & (rows != excluded[number])]
             if len(rows) < k:  # more are there: `count` is far below `possible`
-                answers += top_k(unit, queries[number : number + 1], k, excluded[number : number + 1], allowed)
+                own = slice(number, number + 1)
+                answers += top_k(unit, queries[own], k, excluded[own], allowed, threads)
             else:
                 answers.append(ranked(unit, query, rows, k))
         return answers

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from dra_runtime.half import half_products
+from dra_runtime.products import Unit, products
 
 ROWS = 65_536  # rows scored at once
 SCORES = 4_194_304  # scores in memory at once
@@ -16,7 +15,6 @@ HEAD = 4_096  # scores of a block that are looked at first
 SLACK = 64  # rows that a query keeps besides twice as many as are asked for, before they are cut back
 GATHERED = 8  # rows are gathered where fewer than one in so many are allowed: copying takes several times as long
 
-Unit = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 Ranked = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]  # rows and scores, best first
 
 
@@ -26,10 +24,11 @@ def top_k(
     k: int,
     excluded: npt.NDArray[np.int64],
     allowed: npt.NDArray[np.bool_] | None = None,
+    threads: int = 1,
 ) -> list[Ranked]:
     """Find the k nearest rows of each query.
 
-    A float32 matrix product finds the candidates. Its last bits depend on a row's place and on the batch, so two equal
+    Float32 products find the candidates. Its last bits depend on a row's place and on the batch, so two equal
     rows can differ there. The candidates, all that rounding might have kept out among them, are therefore scored again
     row by row in float64 and rounded to float32 once: equal rows tie, and tie however they were asked for.
 
@@ -45,6 +44,8 @@ def top_k(
         (Q,) the row that must not answer each query, or -1.
     allowed
         (N,) which rows may answer any query; None for all.
+    threads
+        How many threads read the rows for few queries; for many it is BLAS that decides.
 
     Returns
     -------
@@ -58,7 +59,8 @@ def top_k(
     answers = []
     for first in range(0, len(queries), chunk):
         part = slice(first, first + chunk)
-        candidates = _candidates(unit, wide[part].astype(np.float32), k + 1, allowed, margin)  # one may be excluded
+        # One of the candidates may be excluded
+        candidates = _candidates(unit, wide[part].astype(np.float32), k + 1, allowed, margin, threads)
         for query, rows, row in zip(wide[part], candidates, excluded[part], strict=True):
             answers.append(ranked(unit, query, rows[rows != row], k))
     return answers
@@ -70,6 +72,7 @@ def _candidates(
     k: int,
     allowed: npt.NDArray[np.bool_] | None,
     margin: np.float32,
+    threads: int,
 ) -> list[npt.NDArray[np.int64]]:
     """Return for each query every row that may be among its k nearest.
 
@@ -79,7 +82,7 @@ def _candidates(
     kept: list[Ranked] = [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
     limits = np.full(len(queries), np.finfo(np.float32).min)
     for numbers, block, shut in _blocks(unit, allowed):
-        found = half_products(queries, block) if _is_half(block) else queries @ np.asarray(block, np.float32).T
+        found = products(queries, block, threads)
         if shut is not None:
             found[:, shut] = -np.inf
         for i, scores in enumerate(found):
@@ -131,7 +134,3 @@ def ranked(unit: Unit, query: npt.NDArray[np.float64], rows: npt.NDArray[np.int6
         exact[part] = (np.asarray(unit[rows[part]], np.float64) * query).sum(axis=1)
     best = np.lexsort((rows, -exact))[:k]
     return rows[best], exact[best]
-
-
-def _is_half(block: Unit) -> TypeGuard[npt.NDArray[np.float16]]:
-    return block.dtype == np.float16

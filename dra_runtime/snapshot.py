@@ -119,6 +119,7 @@ class Snapshot:
         k: int,
         excluded: Sequence[Place | None],
         wanted: dict[str, list[Value]] | None = None,
+        threads: int = 1,
     ) -> list[list[Answer]]:
         """Find the k nearest living rows of each query; see `dra_runtime.search.top_k`.
 
@@ -132,6 +133,8 @@ class Snapshot:
             For each query the place that must not answer, or None.
         wanted
             A filter, as `dra_runtime.metadata.checked_where` returns it.
+        threads
+            How many threads read the rows for few queries.
 
         Returns
         -------
@@ -151,7 +154,7 @@ class Snapshot:
         for number, segment in enumerate(self.segments):
             left_out = np.array([-1 if p is None or p[0] != number else p[1] for p in excluded], np.int64)
             for merged_answers, (rows, scores) in zip(
-                answers, _search_segment(segment, queries, k, left_out, wanted), strict=True
+                answers, _search_segment(segment, queries, k, left_out, wanted, threads), strict=True
             ):
                 ids = segment.vectors.ids
                 merged_answers += [
@@ -237,11 +240,12 @@ def _search_segment(
     k: int,
     excluded: npt.NDArray[np.int64],
     wanted: dict[str, list[Value]] | None,
+    threads: int,
 ) -> list[Ranked]:
     vectors, allowed = segment.vectors, segment.alive
     if wanted:
         filtered = allowed_rows(vectors.metadata, len(vectors), wanted)
         allowed = filtered if allowed is None else filtered & allowed
     if segment.index is not None:
-        return segment.index.search(vectors.unit, queries, k, excluded, allowed)
-    return top_k(vectors.unit, queries, k, excluded, allowed)
+        return segment.index.search(vectors.unit, queries, k, excluded, allowed, threads)
+    return top_k(vectors.unit, queries, k, excluded, allowed, threads)
