@@ -14,7 +14,7 @@ Unit = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
 FEW = 8  # queries up to which BLAS has little advantage: reading the rows takes longer than multiplying them
 SHARE = 16_384  # rows that are worth the start of a thread
-_ROWS = 2_048  # rows taken by all queries in turn: fewer, and threads wait for the interpreter; more, and no cache helps
+_ROWS = 2_048  # rows multiplied by one query after the other; with fewer, threads wait for the interpreter
 _SHIFT = 13  # float32 has 13 more bits of mantissa
 _KEPT = np.int32(-0x7000_0001)  # all bits but the three between the sign and the half's exponent
 _SCALE = np.float32(2.0**112)  # float32's exponent counts from -127, half's from -15
@@ -24,8 +24,7 @@ def products(queries: Floats, rows: Unit, threads: int = 1) -> Floats:
     """Return ``queries @ rows.T`` in float32: (Q, n) for queries (Q, D) of unit length and finite rows (n, D).
 
     Few queries are multiplied row by row, in up to ``threads`` threads that end with the call. BLAS's own threads would
-    be no faster there, and go on spinning for 20 ms and more: the encoder of the next query would share the CPUs with
-    them.
+    be little faster there and go on spinning for a while: the next query's encoders would share the CPUs with them.
     """
     found = np.empty((len(queries), len(rows)), np.float32)
     workers = max(1, min(threads, len(rows) // SHARE)) if len(queries) <= FEW else 1
