@@ -38,7 +38,7 @@ def test_galleries_are_made_once_and_measured(capsys, monkeypatch, tiny_bundle, 
     output = tmp_path / "gallery.json"
     code, out, _ = run(capsys, *words, "--samples", 11, "--runs", 2, "--seconds", 2, "--queries", 40, "-o", output)
     assert code == 0
-    assert out.count("HNSW index, half") == 2
+    assert out.count("HNSW index, half") == 4  # two sizes, in the table of times and in that of files
     text = output.read_text()
     assert str(tmp_path) not in text
     assert [size["items"] for size in json.loads(text)["sizes"]] == [500, 2000]
