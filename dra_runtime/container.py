@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -103,17 +104,16 @@ def write_container(file: BinaryIO, columns: Sequence[Column], metadata: Mapping
     file.seek(end)
 
 
-def read_layout(path: Path) -> Layout:
-    """Read a file's header; ValueError, KeyError, TypeError or OSError where it is none, or not this file's.
+def read_layout(file: BufferedReader) -> Layout:
+    """Read the header of a file that was just opened; ValueError, KeyError, TypeError or OSError where it has none.
 
     The arrays must fill the file without gaps, so nothing that is made from the layout is larger than the file.
     """
-    with open_regular(path, links=True) as file:
-        size = size_of(file)
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(MAX_HEADER, size - 8):
-            raise ValueError("no safetensors header")
-        text = file.read(length)
+    size = size_of(file)
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(MAX_HEADER, size - 8):
+        raise ValueError("no safetensors header")
+    text = file.read(length)
     if len(text) != length or text[:1] != b"{":
         raise ValueError("no safetensors header")
     values = values_from_json(text)
@@ -137,13 +137,13 @@ def read_layout(path: Path) -> Layout:
     return Layout(metadata, entries, 8 + length, size)
 
 
-def map_arrays(path: Path, layout: Layout, check_hash: bool) -> dict[str, Array]:
+def map_arrays(file: BufferedReader, layout: Layout, check_hash: bool) -> dict[str, Array]:
     """Map a file's arrays; ValueError where its size changed meanwhile or, if asked to check it, its SHA-256 is off.
 
+    ``file`` is the one that the layout was read from: another may have its name by now. It may be closed afterwards.
     Arrays can't be written to. What is not aligned to its own type is copied.
     """
-    with open_regular(path, links=True) as file:
-        data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     if len(data) != layout.file_size:
         raise ValueError("its length changed meanwhile")
     if check_hash and hashlib.sha256(data[layout.data_start :].data).hexdigest() != layout.metadata[SHA256]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from dra_runtime.encoder import Encoder, Features
 from dra_runtime.errors import GalleryError, UsageError
 from dra_runtime.folder import images_of_folder
-from dra_runtime.gallery_file import read_files, read_gallery, read_gallery_and_index, write_gallery
+from dra_runtime.gallery_file import Contents, read_contents, write_gallery
 from dra_runtime.image_stream import encoded_images
 from dra_runtime.search import top_k
 from dra_runtime.vectors import Vectors
@@ -105,13 +105,14 @@ def drift(
     gallery = Path(gallery)
     if sample < 2:
         raise UsageError(f"sample is {sample}; give at least 2 images")
-    header, vectors = read_gallery(gallery)
+    contents = read_contents(gallery)
+    header, vectors = contents.header, contents.vectors
     if header.dim != encoder.dim:
         reason = f"the vectors have {header.dim} values, and this bundle's {encoder.dim}"
         ids = (header.bundle_id, encoder.bundle_id, header.dim, encoder.dim)
         return DriftReport("reindex", reason, *ids, 0, 0, 0, 0, None, None, None, None, ())
     rows = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:sample])
-    images = _folder_of(gallery) if images is None else Path(images)
+    images = _folder_of(gallery, contents) if images is None else Path(images)
     paths = images_of_folder(images)
     found = [(int(row), paths[vectors.ids[row]]) for row in rows if vectors.ids[row] in paths]
     kept, features = _encoded(encoder, found, progress)
@@ -138,17 +139,18 @@ def adopt_bundle(gallery: str | Path, encoder: Encoder) -> None:
         The bundle's vectors are of another width.
     """
     gallery = Path(gallery)
-    header, vectors, index = read_gallery_and_index(gallery)
-    if header.dim != encoder.dim:
-        raise UsageError(f"{gallery} has vectors of {header.dim} values, and the bundle of {encoder.dim}; index again")
-    write_gallery(gallery, vectors, encoder.bundle_id, encoder.bundle.path, index, read_files(gallery))
+    old = read_contents(gallery)
+    if old.header.dim != encoder.dim:
+        raise UsageError(
+            f"{gallery} has vectors of {old.header.dim} values, and the bundle of {encoder.dim}; index again"
+        )
+    write_gallery(gallery, old.vectors, encoder.bundle_id, encoder.bundle.path, old.index, old.files)
 
 
-def _folder_of(gallery: Path) -> Path:
-    files = read_files(gallery)
-    if files is None:
+def _folder_of(gallery: Path, contents: Contents) -> Path:
+    if contents.files is None:
         raise UsageError(f"{gallery} doesn't say where its images are; give their folder: --images FOLDER")
-    return files.folder
+    return contents.files.folder
 
 
 def _encoded(

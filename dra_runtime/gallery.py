@@ -17,7 +17,7 @@ from dra_runtime.errors import GalleryError, GalleryMismatchError, UsageError
 from dra_runtime.folder import images_of_folder
 from dra_runtime.gallery_answers import Hit, Query, answer, answer_vectors
 from dra_runtime.gallery_encode import Progress, check_metadata, checked_images, encode, vectors_of
-from dra_runtime.gallery_file import check_id, read_gallery_and_index, write_parts
+from dra_runtime.gallery_file import check_id, read_contents, write_parts
 from dra_runtime.gallery_index import IndexReport, built_index, checked_kind, opened_index
 from dra_runtime.metadata import Item, Value, Where
 from dra_runtime.preprocess import ImageSource
@@ -189,13 +189,14 @@ class Gallery:
         path = Path(path)
         if integrity not in ("hash", "size"):
             raise UsageError(f"integrity is {integrity!r}; give 'hash' or 'size'")
-        header, vectors, stored = read_gallery_and_index(path, integrity)
+        contents = read_contents(path, integrity)
+        header, vectors = contents.header, contents.vectors
         if header.bundle_id != encoder.bundle_id or header.dim != encoder.dim:
             raise GalleryMismatchError(
                 f"{path} was made with the bundle {header.bundle_id[:16]}, but {encoder.bundle.path} is "
                 f"{encoder.bundle_id[:16]}; index again: dra-search index {encoder.bundle.path} IMAGES -o {path}"
             )
-        index = None if stored is None else opened_index(stored, vectors.unit, encoder.threads)
+        index = None if contents.index is None else opened_index(contents.index, vectors.unit, encoder.threads)
         snapshot = snapshot_of(vectors, index, kept=True)
         return cls(encoder, snapshot, storage=header.storage, tokens=header.tokens, images=images)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 
@@ -34,10 +36,11 @@ from dra_runtime.gallery_index import IndexReport, StoredIndex, report_from_json
 from dra_runtime.ids import MAX_ID, PackedIds, check_id, check_order, check_packed
 from dra_runtime.metadata import Column as MetadataColumn
 from dra_runtime.metadata import Metadata, check_key, check_keys, joined
+from dra_runtime.regular_file import open_regular
 from dra_runtime.vectors import Array, Storage, Unit, Vectors, none_of, order_of, rows
 
-__all__ = ["MAX_HEADER", "MAX_ID", "Header", "bundle_of", "check_id", "check_target", "read_gallery", "read_header"]
-__all__ += ["read_files", "read_gallery_and_index", "write_gallery", "write_parts"]
+__all__ = ["MAX_HEADER", "MAX_ID", "Contents", "Header", "bundle_of", "check_id", "check_target", "read_contents"]
+__all__ += ["read_files", "read_gallery", "read_header", "write_gallery", "write_parts"]
 
 FORMAT, VERSION = "dra-gallery", "2"
 MAX_INDEX_ARRAYS = 64
@@ -66,6 +69,16 @@ class Header:
     tokens: bool
     index: IndexReport | None
     folder: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """All that a gallery's file holds, mapped; ``index`` and ``files`` are None where it has none."""
+
+    header: Header
+    vectors: Vectors
+    index: StoredIndex | None
+    files: IndexedFiles | None
 
 
 def write_gallery(
@@ -132,7 +145,8 @@ def read_header(path: Path) -> Header:
     GalleryFormatError
         The file is no gallery, or a damaged one.
     """
-    return _read_header(path)[0]
+    with _opened(path) as (_, header, _):
+        return header
 
 
 def read_gallery(path: Path, integrity: Integrity = "hash") -> tuple[Header, Vectors]:
@@ -151,21 +165,23 @@ def read_gallery(path: Path, integrity: Integrity = "hash") -> tuple[Header, Vec
     GalleryFormatError
         The file is no gallery, or a damaged one.
     """
-    return read_gallery_and_index(path, integrity)[:2]
+    contents = read_contents(path, integrity)
+    return contents.header, contents.vectors
 
 
-def read_gallery_and_index(path: Path, integrity: Integrity = "hash") -> tuple[Header, Vectors, StoredIndex | None]:
-    """Read a gallery and its index, whose arrays are mapped too and checked when it is first used."""
-    header, layout = _read_header(path)
-    try:
-        arrays = map_arrays(path, layout, check_hash=integrity == "hash")
+def read_contents(path: Path, integrity: Integrity = "hash") -> Contents:
+    """Read a gallery with its index, whose arrays are checked when it is first used, and its files.
+
+    All of it is of one file, whoever replaces that meanwhile. Errors as for `read_gallery`.
+    """
+    with _opened(path) as (file, header, layout):
+        arrays = map_arrays(file, layout, check_hash=integrity == "hash")
         check_packed(arrays["ids"], arrays["id_offsets"])
         ids = PackedIds(arrays["ids"], arrays["id_offsets"])
         norms = arrays["norms"]
         if len(norms) and not (norms.min() > 0 and norms.max() < np.inf):
             raise ValueError("a norm isn't positive and finite")
-        keys = [name.removeprefix(_CODES) for name in arrays if name.startswith(_CODES)]
-        columns = {key: MetadataColumn(arrays[_CODES + key], arrays[_VALUES + key]) for key in sorted(keys)}
+        columns = {key: MetadataColumn(arrays[_CODES + key], arrays[_VALUES + key]) for key in header.keys}
         metadata = Metadata(columns) if columns else None
         if "tokens" in arrays and not arrays["tokens"].size and len(ids):
             raise ValueError("tokens of no size")
@@ -174,13 +190,10 @@ def read_gallery_and_index(path: Path, integrity: Integrity = "hash") -> tuple[H
             _check_unit_length(arrays["unit"])
             if metadata:
                 metadata.check()
-    except (OSError, ValueError, UsageError) as error:
-        raise GalleryFormatError(f"{path}: a damaged gallery ({_line(error)}); index again") from error
     vectors = Vectors(ids, arrays["unit"], norms, metadata, arrays.get("tokens"))
-    if header.index is None:
-        return header, vectors, None
     stored = {name.removeprefix(_INDEX): array for name, array in arrays.items() if name.startswith(_INDEX)}
-    return header, vectors, StoredIndex(header.index, stored)
+    index = None if header.index is None else StoredIndex(header.index, stored)
+    return Contents(header, vectors, index, _files_of(path, header, arrays))
 
 
 def read_files(path: Path) -> IndexedFiles | None:
@@ -191,15 +204,8 @@ def read_files(path: Path) -> IndexedFiles | None:
     GalleryFormatError
         The file is no gallery, or a damaged one.
     """
-    header, layout = _read_header(path)
-    if header.folder is None:
-        return None
-    try:
-        arrays = map_arrays(path, layout, check_hash=False)
-    except (OSError, ValueError) as error:
-        raise GalleryFormatError(f"{path}: a damaged gallery ({_line(error)}); index again") from error
-    folder = Path(os.path.normpath(path.parent / header.folder))
-    return IndexedFiles(folder, arrays[_SIZES], arrays[_TIMES])
+    with _opened(path) as (file, header, layout):
+        return _files_of(path, header, map_arrays(file, layout, check_hash=False))
 
 
 def bundle_of(path: Path) -> Path:
@@ -219,22 +225,33 @@ def check_target(path: Path) -> None:
         raise UsageError(f"{path}: its folder {path.parent} doesn't exist; make it first")
     if path.is_symlink() or path.exists():
         try:
-            is_gallery = read_layout(path).metadata.get("format") == FORMAT  # of any version
+            with open_regular(path, links=True) as file:
+                is_gallery = read_layout(file).metadata.get("format") == FORMAT  # of any version
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             is_gallery = False
         if not is_gallery:
             raise UsageError(f"{path} exists and is no gallery; give another name, or remove it first")
 
 
-def _read_header(path: Path) -> tuple[Header, Layout]:
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BufferedReader, Header, Layout]]:
+    """Open a gallery's file and read its header; whatever is found wrong meanwhile is a GalleryFormatError."""
     try:
         if not path.is_file():
             found = "a folder" if path.is_dir() else "no such file"
             raise GalleryFormatError(f"{path}: {found}; give a gallery made by dra-search index")
-        layout = read_layout(path)
-        return _header(layout), layout
+        with open_regular(path, links=True) as file:
+            layout = read_layout(file)
+            yield file, _header(layout), layout
     except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
         raise GalleryFormatError(f"{path}: no gallery, or a damaged one ({_line(error)}); index again") from error
+
+
+def _files_of(path: Path, header: Header, arrays: Mapping[str, Array]) -> IndexedFiles | None:
+    if header.folder is None:
+        return None
+    folder = Path(os.path.normpath(path.parent / header.folder))
+    return IndexedFiles(folder, arrays[_SIZES], arrays[_TIMES])
 
 
 def _header(layout: Layout) -> Header:

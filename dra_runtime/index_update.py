@@ -12,7 +12,7 @@ import numpy.typing as npt
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import UsageError
 from dra_runtime.folder import FolderImage, IndexedFiles
-from dra_runtime.gallery_file import Header, read_files, read_gallery
+from dra_runtime.gallery_file import Header, read_contents
 from dra_runtime.metadata import Item
 from dra_runtime.vectors import Storage, Vectors, row_of
 
@@ -55,8 +55,8 @@ def older_gallery(
     UsageError
         Its vectors aren't what a new run would give, or it doesn't know its files.
     """
-    header, vectors = read_gallery(path)
-    files = read_files(path)
+    older = read_contents(path)
+    header, files = older.header, older.files
     if header.bundle_id != encoder.bundle_id:
         wrong = f"was made with the bundle {header.bundle_id[:16]}, not {encoder.bundle_id[:16]}"
     elif files is None:
@@ -68,5 +68,5 @@ def older_gallery(
     elif tokens and not header.tokens:
         wrong = "keeps no tokens"
     else:
-        return OlderGallery(header, vectors, files)
+        return OlderGallery(header, older.vectors, files)
     raise UsageError(f"{path} can't be updated: it {wrong}; index it anew, without --update")

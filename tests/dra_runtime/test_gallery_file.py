@@ -410,3 +410,22 @@ def test_damaged_files_do_not_crash_the_fast_mode(encoder, full_file, data):
         message = str(error)
     assert "\n" not in message
     (full_file.parent / "again").unlink(missing_ok=True)
+
+
+def test_a_gallery_replaced_while_it_is_opened_is_the_one_or_the_other(encoder, gallery, tmp_path, monkeypatch):
+    from dra_runtime import gallery_file
+
+    path = tmp_path / "shop.gallery"
+    gallery.save(path)
+    newer = Gallery.from_features(encoder, ["a", "b"], features(2))
+    read_layout = gallery_file.read_layout
+
+    def then_replaced(*arguments):
+        layout = read_layout(*arguments)
+        monkeypatch.setattr(gallery_file, "read_layout", read_layout)
+        newer.save(path)
+        return layout
+
+    monkeypatch.setattr(gallery_file, "read_layout", then_replaced)
+    assert Gallery.open(path, encoder).ids == gallery.ids
+    assert Gallery.open(path, encoder).ids == newer.ids
