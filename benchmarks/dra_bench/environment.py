@@ -15,13 +15,16 @@ import numpy as np
 import onnxruntime
 import torch
 
+from dra_bench.clocks import clocks
 from dra_runtime.threads import available_threads
 
 BUSY = 5.0  #: percent of all cores used by other programs, above which latencies are too long to be quoted
 
 
 def environment(threads: int, command: str) -> dict[str, Any]:
-    """Describe this machine and its software in plain values.
+    """Describe this machine, its clocks and temperatures right now, and its software, in plain values.
+
+    What can't be read is None.
 
     Parameters
     ----------
@@ -37,6 +40,7 @@ def environment(threads: int, command: str) -> dict[str, Any]:
         "usable_cores": available_threads(),
         "threads": threads,
         "memory_gib": memory_gib(),
+        **clocks(),
         "os": f"{system_name()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,

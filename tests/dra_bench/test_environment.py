@@ -21,6 +21,7 @@ def test_machine_and_versions_are_named():
     assert found["date"] == time.strftime("%Y-%m-%d", time.gmtime())
     for package in ("torch", "onnxruntime", "numpy", "open_clip", "dra_toolkit"):
         assert found[package][0].isdigit()
+    assert {"cpu_mhz", "cpu_celsius", "gpu_name", "gpu_sm_mhz", "gpu_celsius"} <= set(found)
 
 
 def test_no_name_and_no_path_of_the_machine_is_told():

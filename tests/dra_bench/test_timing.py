@@ -14,6 +14,7 @@ from dra_bench.timing import (
     MOST_WARMUP,
     WINDOW,
     Cell,
+    come_to_rest,
     is_steady,
     measure,
     percentiles_ms,
@@ -43,7 +44,7 @@ class Machine:
         return Cell(name, "image", 1, None, run)
 
     def measure(self, cells, samples=None, seconds=60.0, **options):
-        return measure(cells, samples, seconds, clock=self.clock, sleep=lambda _: None, **options)
+        return measure(cells, samples, seconds, clock=self.clock, sleep=lambda _: None, work=lambda: 0, **options)
 
 
 def test_every_round_runs_every_cell_once_and_the_order_changes():
@@ -75,20 +76,28 @@ def test_a_cell_that_never_settles_is_reported():
     machine = Machine()
     timings = machine.measure([machine.cell("a", *(1000 * 0.9**i for i in range(200)))], samples=11, seconds=1e9)
     assert not timings.steady
-    assert timings.warmup_rounds == MOST_WARMUP
+    assert timings.warmup_rounds == 1 + MOST_WARMUP
 
 
 def test_warm_up_stops_at_a_quarter_of_the_budget():
     machine = Machine()
     timings = machine.measure([machine.cell("a", *(1000 * 0.9**i for i in range(200)))], seconds=24.0)
-    assert 2 * WINDOW <= timings.warmup_rounds < MOST_WARMUP
+    assert 2 * WINDOW <= timings.warmup_rounds <= MOST_WARMUP
     assert not timings.steady
+
+
+def test_a_first_call_that_compiles_takes_nothing_from_the_budget():
+    machine = Machine()
+    timings = machine.measure([machine.cell("compiles", 600_000, 1000)], seconds=56)
+    assert timings.steady
+    assert timings.warmup_rounds == 1 + 2 * WINDOW
+    assert len(timings.samples_ns) == 50
 
 
 def test_a_budget_that_is_gone_leaves_three_rounds_of_warm_up():
     machine = Machine()
     timings = machine.measure([machine.cell("a", 1000)], seconds=1.0)
-    assert timings.warmup_rounds == LEAST_WARMUP == 3
+    assert timings.warmup_rounds == 1 + LEAST_WARMUP == 4
     assert len(timings.samples_ns) == LEAST_SAMPLES
     assert not timings.steady  # three rounds are too few to tell
 
@@ -106,6 +115,7 @@ def test_the_budget_decides_between_the_least_and_the_most_samples():
     assert len(slow.samples_ns) == LEAST_SAMPLES
     assert len(middle.samples_ns) == 50  # 56 s without six rounds of warm-up
     assert len(fast.samples_ns) == 100
+    assert len(machine.measure([machine.cell("d", 1000)], seconds=5, least_samples=20).samples_ns) == 20
 
 
 def test_the_collector_is_off_while_measuring_and_back_on_after_an_error():
@@ -135,16 +145,72 @@ def test_steady_needs_every_cell():
     assert not is_steady([[5]] * 5)  # too few to tell
 
 
-@given(st.floats(-10, 1e4), st.floats(0, 100), st.integers(11, 500))
-def test_planned_rounds_stay_within_bounds(seconds, round_seconds, most):
-    assert LEAST_SAMPLES <= planned_rounds(seconds, round_seconds, most) <= most
+@given(st.floats(-10, 1e4), st.floats(0, 100), st.integers(1, 20), st.integers(20, 500))
+def test_planned_rounds_stay_within_bounds(seconds, round_seconds, least, most):
+    assert least <= planned_rounds(seconds, round_seconds, least, most) <= most
+
+
+class Spinner:
+    """A process whose threads compute for some milliseconds after each call; its clock moves while it sleeps."""
+
+    def __init__(self, spins_ms):
+        self.now = self.worked = 0
+        self.spins_ms, self.left = spins_ms, 0
+
+    def cell(self):
+        def run():
+            self.now += 1_000_000
+            self.left = self.spins_ms * 1_000_000
+
+        return Cell("a", "image", 1, None, run)
+
+    def sleep(self, seconds):
+        passed = int(seconds * 1e9)
+        self.now += passed
+        self.worked += min(passed, self.left)
+        self.left -= min(passed, self.left)
+
+    def rests(self):
+        return come_to_rest(lambda: self.now, self.sleep, lambda: self.worked)
+
+
+def test_a_call_waits_until_the_threads_of_the_last_one_stand_still():
+    process = Spinner(100)
+    process.cell().run()
+    assert process.rests()
+    assert process.left == 0
+    assert 101 <= process.now / 1e6 <= 105  # and not much longer
+    assert process.rests()
+    assert process.now / 1e6 <= 108
+
+
+def test_a_thread_whose_clock_stands_still_for_a_moment_is_no_rest():
+    now, steps = [0], iter([1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+    worked = [0.0]
+
+    def sleep(seconds):
+        now[0] += int(seconds * 1e9)
+        worked[0] += next(steps) * seconds * 1e9
+
+    assert come_to_rest(lambda: now[0], sleep, lambda: int(worked[0]))
+    assert len(list(steps)) == 1
+
+
+def test_threads_that_never_rest_are_counted_and_not_waited_for():
+    process = Spinner(10**9)
+    timings = measure(
+        [process.cell()], 12, 60.0, clock=lambda: process.now, sleep=process.sleep, work=lambda: process.worked
+    )
+    assert timings.restless == 12
+    assert process.now < 30e9
 
 
 @given(st.lists(st.integers(1, 10**10), min_size=11, max_size=200))
 def test_percentiles_agree_with_the_standard_library(samples):
     ours = percentiles_ms(np.array(samples))
     cuts = statistics.quantiles([s / 1e6 for s in samples], n=100, method="inclusive")
-    expected = {"p50_ms": cuts[49], "p90_ms": cuts[89], "p99_ms": cuts[98]}
+    expected = {"p50_ms": cuts[49], "p90_ms": cuts[89], "p95_ms": cuts[94], "p99_ms": cuts[98]}
+    expected["iqr_ms"] = cuts[74] - cuts[24]
     assert ours == pytest.approx(expected, rel=1e-6, abs=1e-4)
 
 

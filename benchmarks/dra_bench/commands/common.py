@@ -74,7 +74,7 @@ def require_made_from(encoder: Encoder, bundle: Path, sha256: str, checkpoint: P
 
 
 def timed_in_turns(
-    cells: Sequence[Cell], samples: int | None, seconds: float, label: str
+    cells: Sequence[Cell], samples: int | None, seconds: float, label: str, least_samples: int = LEAST_SAMPLES
 ) -> tuple[Timings, float | None]:
     """Time all cells under a progress bar; returns also which share of the CPUs other programs used, in percent.
 
@@ -82,11 +82,14 @@ def timed_in_turns(
     """
     before = cpu_clock()
     with progress_of(label) as advance:
-        timings = measure(cells, samples, seconds, advance=advance)
+        timings = measure(cells, samples, seconds, least_samples=least_samples, advance=advance)
     others = used_by_others(before, cpu_clock())
     note_others(others)
     if not timings.steady:
         click.echo("note: not every row had settled after the warm-up; --seconds gives it more time", err=True)
+    if timings.restless:
+        calls = timings.samples_ns.size
+        click.echo(f"note: other threads of this process computed during {timings.restless} of {calls} calls", err=True)
     return timings, others
 
 
