@@ -23,7 +23,7 @@ def _later(name: str, short_help: str) -> Later:
 
 main.later = {
     "latency": _later("latency", "Time every part of a query, PyTorch beside one bundle or several."),
-    "recall": _later("recall", "Compare the answers of both."),
+    "recall": _later("recall", "Compare the answers of PyTorch and of every artifact."),
     "memory": _later("memory", "Compare the memory of processes that answer queries."),
     "coldstart": _later("coldstart", "Time from starting Python to the first answer."),
     "endtoend": _later("endtoend", "Time a query from a JPEG file to ten answers, and each step of it."),
