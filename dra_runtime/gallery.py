@@ -21,7 +21,7 @@ from dra_runtime.gallery_file import check_id, read_contents, write_parts
 from dra_runtime.gallery_index import IndexReport, built_index, checked_kind, opened_index
 from dra_runtime.metadata import Item, Value, Where
 from dra_runtime.preprocess import ImageSource
-from dra_runtime.rerank import Images, KnownImages, paths_of
+from dra_runtime.rerank import Images, KnownImages, check_stored_tokens, paths_of
 from dra_runtime.snapshot import Snapshot, parts, snapshot_of, whole, with_added, without
 from dra_runtime.threads import require_process
 from dra_runtime.vectors import Storage, checked_storage, vectors_from_features
@@ -196,6 +196,7 @@ class Gallery:
                 f"{path} was made with the bundle {header.bundle_id[:16]}, but {encoder.bundle.path} is "
                 f"{encoder.bundle_id[:16]}; index again: dra-search index {encoder.bundle.path} IMAGES -o {path}"
             )
+        check_stored_tokens(path, vectors.tokens, encoder.bundle)
         index = None if contents.index is None else opened_index(contents.index, vectors.unit, encoder.threads)
         snapshot = snapshot_of(vectors, index, kept=True)
         return cls(encoder, snapshot, storage=header.storage, tokens=header.tokens, images=images)
@@ -316,8 +317,9 @@ class Gallery:
             old = self._snapshot
             _refuse_known(old, encoded.ids, replace)
             places = [place for name in encoded.ids if (place := old.place(name)) is not None]
-            self._snapshot = with_added(without(old, places), new)
-            self._images.add(sources)
+            snapshot = with_added(without(old, places), new)
+            self._images.add(sources)  # known before a search can find them
+            self._snapshot = snapshot
 
     def remove(self, ids: Iterable[str]) -> None:
         """Remove images: all of them, or none if an id is unknown.
@@ -331,6 +333,7 @@ class Gallery:
         names = set(_several(ids))
         with self._lock:
             self._snapshot = without(self._snapshot, [self._snapshot.known_place(name) for name in sorted(names)])
+            self._images.remove(names)
 
     def build_index(self, kind: Literal["flat", "hnsw", "ivf"], progress: Progress | None = None) -> IndexReport:
         """Build an index, which search uses from then on in place of comparing everything.

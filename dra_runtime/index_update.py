@@ -14,6 +14,7 @@ from dra_runtime.errors import UsageError
 from dra_runtime.folder import FolderImage, IndexedFiles
 from dra_runtime.gallery_file import Header, read_contents
 from dra_runtime.metadata import Item
+from dra_runtime.rerank import check_stored_tokens
 from dra_runtime.vectors import Storage, Vectors, row_of
 
 
@@ -68,5 +69,6 @@ def older_gallery(
     elif tokens and not header.tokens:
         wrong = "keeps no tokens"
     else:
+        check_stored_tokens(path, older.vectors.tokens, encoder.bundle)
         return OlderGallery(header, older.vectors, files)
     raise UsageError(f"{path} can't be updated: it {wrong}; index it anew, without --update")

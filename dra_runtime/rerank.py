@@ -7,7 +7,7 @@ numpy and ONNX.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from dra_runtime.errors import GalleryError, UsageError
+from dra_runtime.errors import GalleryError, GalleryFormatError, UsageError
 from dra_runtime.folder import images_of_folder
 from dra_runtime.preprocess import ImageSource
 
@@ -57,6 +57,15 @@ def token_shape(bundle: Bundle) -> tuple[int, int]:
         )
     _, count, dim = spec.inputs[0].shape
     return int(count), int(dim)
+
+
+def check_stored_tokens(gallery: Path, tokens: npt.NDArray[np.float16] | None, bundle: Bundle) -> None:
+    """Raise GalleryFormatError unless tokens that a gallery's file holds, (N, T, D), are of the bundle's T and D."""
+    expected = token_shape(bundle) if "reranker" in bundle.manifest.graphs else None
+    if tokens is not None and tokens.shape[1:] != expected:
+        raise GalleryFormatError(
+            f"{gallery}: its images' tokens are {tokens.shape[1:]} where {bundle.path} has {expected}; index again"
+        )
 
 
 def checked_reranking(encoder: Encoder, rerank: int | None, mu: float | None, known: bool) -> Reranking | None:
@@ -214,7 +223,10 @@ class KnownImages:
 
     def __call__(self, name: str) -> ImageSource | None:
         """Return an id's image, or None."""
-        return self._added[name] if name in self._added else self._said(name)
+        try:
+            return self._added[name]
+        except KeyError:  # not asked first: another thread may remove it in between
+            return self._said(name)
 
     def __bool__(self) -> bool:
         """Say whether any image may be known."""
@@ -224,6 +236,11 @@ class KnownImages:
         """Remember where images are that were added; of pictures in memory, that they aren't known."""
         paths = paths_of(images)
         self._added.update({name: paths.get(name) for name in images})
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Forget images that were added."""
+        for name in names:
+            self._added.pop(name, None)
 
 
 def paths_of(images: Mapping[str, ImageSource]) -> dict[str, Path | str]:

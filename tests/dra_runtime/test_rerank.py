@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dra_runtime.encoder import Encoder
-from dra_runtime.errors import GalleryError, ImageError, UsageError
+from dra_runtime.errors import GalleryError, GalleryFormatError, ImageError, UsageError
 from dra_runtime.gallery import Gallery
-from dra_runtime.rerank import DEFAULT_MU, half_tokens
+from dra_runtime.gallery_file import write_gallery
+from dra_runtime.rerank import DEFAULT_MU, KnownImages, half_tokens
 from dra_train.checkpoint import load_checkpoint
 from dra_train.rerank import agreement
 
@@ -282,3 +284,51 @@ def test_tokens_beyond_half_precision_are_refused():
     assert half_tokens(np.full((1, 2, 3), 65_000, np.float32)).dtype == np.float16
     with pytest.raises(GalleryError, match="float16"):
         half_tokens(np.full((1, 2, 3), 70_000, np.float32))
+
+
+def test_images_are_known_before_they_can_be_answers(encoder, images, monkeypatch):
+    """A search beside `add` that finds a new image must be able to re-rank it."""
+    gallery = Gallery.build(encoder, {name: images[name] for name in ("00", "01")})
+    found = []
+    add = KnownImages.add
+
+    def noted(known, sources):
+        found.append("02" in gallery)
+        add(known, sources)
+
+    monkeypatch.setattr(KnownImages, "add", noted)
+    gallery.add({"02": images["02"]})
+    assert found == [False]
+    assert "02" in gallery
+
+
+def test_an_addition_that_fails_changes_no_known_image(encoder, images):
+    keys = {"03": {f"k{i}": i for i in range(40)}}
+    gallery = Gallery.build(encoder, {name: images[name] for name in ("00", "03")}, metadata=keys)
+    with pytest.raises(UsageError, match="keys"):
+        gallery.add(
+            {"00": images["01"], "01": images["01"]}, replace=True, metadata={"01": {f"m{i}": i for i in range(40)}}
+        )
+    assert gallery._images("00") == images["00"]
+    assert gallery._images("01") is None
+
+
+def test_removed_images_are_forgotten(encoder, images):
+    """Or a gallery that changes for months would grow."""
+    gallery = Gallery.build(encoder, {"00": np.zeros((9, 9, 3), np.uint8)})
+    gallery.add({"01": images["01"], "02": np.zeros((9, 9, 3), np.uint8)})
+    assert gallery._images
+    gallery.remove(["01", "02"])
+    assert not gallery._images
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5)])  # the first could be stretched to the right one
+def test_stored_tokens_of_another_shape_are_refused(encoder, images, tmp_path, shape):
+    small = Gallery.build(encoder, {name: images[name] for name in ("00", "01", "02")}, tokens=True)
+    vectors = small._snapshot.segments[0].vectors
+    path = tmp_path / "a.gallery"
+    wrong = replace(vectors, tokens=np.ones((3, *shape), np.float16))
+    write_gallery(path, wrong, encoder.bundle_id, encoder.bundle.path)
+    with pytest.raises(GalleryFormatError, match="tokens") as caught:
+        Gallery.open(path, encoder)
+    assert "\n" not in str(caught.value)
