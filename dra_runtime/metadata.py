@@ -110,9 +110,9 @@ def metadata_from_items(items: Sequence[Item | None]) -> Metadata | None:
     for row, item in enumerate(items):
         for key, value in checked_item(item or {}).items():
             if key not in codes:
+                check_keys([*codes, key])  # before a column takes memory
                 codes[key], values[key] = np.full(len(items), _NONE, np.int32), {}
             codes[key][row] = values[key].setdefault(_identity(value), len(values[key]))
-    check_keys(codes)
     return Metadata({k: Column(codes[k], _encoded(list(values[k]))) for k in sorted(codes)}) if codes else None
 
 

@@ -65,6 +65,8 @@ def matched_metadata(
     UsageError
         It fits no image at all.
     """
+    if not images:
+        raise UsageError("no image has a name that can be an id, so the metadata is nobody's; rename them")
     ids = {image.name: image.id for image in images} | {image.id: image.id for image in images}
     unknown = [name for name in metadata if name not in ids]
     found = {ids[name]: item for name, item in metadata.items() if name in ids}

@@ -122,3 +122,17 @@ def test_tuples_and_sets_list_values_too():
     assert made.item(0) == {"a": ["x", "y"]}
     for listed in (("y", "z"), {"y", "z"}):
         assert metadata.allowed_rows(made, 3, metadata.checked_where({"a": listed})).tolist() == [True, True, False]
+
+
+def test_too_many_keys_are_refused_before_their_columns_take_memory():
+    """Such as a key of its own for each image, a slip that would take the square of their number."""
+    import tracemalloc
+
+    items = [{f"key-{i}": i} for i in range(4_000)]
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match="keys"):
+            metadata.metadata_from_items(items)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()

@@ -97,3 +97,8 @@ def test_ids_and_paths_both_match(tmp_path):
     ]
     with pytest.raises(UsageError, match="'zzz', is an image's; these look like 'a'"):
         matched_metadata(images, {"zzz": {"x": 1}}, notes.append)
+
+
+def test_no_usable_image_at_all():
+    with pytest.raises(UsageError, match="no image"):
+        matched_metadata([], {"a": {"x": 1}}, lambda line: None)
