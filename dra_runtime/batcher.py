@@ -16,6 +16,7 @@ import numpy as np
 from dra_runtime.encoder import Features, Pixels
 from dra_runtime.errors import DeadlineError, DraError, OverloadedError, UnknownIdError, UsageError
 from dra_runtime.gallery import Gallery, Hit
+from dra_runtime.gallery_answers import check_k, check_reference
 from dra_runtime.metadata import Where, checked_where
 from dra_runtime.preprocess import ImageSource
 from dra_runtime.sessions import ONNXRUNTIME_CPU
@@ -24,9 +25,7 @@ from dra_runtime.threads import require_process
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-CPU_IMAGES = (
-    4  # a CPU encodes larger batches no faster (images of 224 px: 20 % slower at 16), and all wait for the last
-)
+CPU_IMAGES = 4  #: a CPU encodes larger batches no faster (224 px: 20 % slower at 16), and all wait for the last
 MAX_TIMEOUT = 86_400.0  # seconds; a longer one is a mistake, such as milliseconds
 
 
@@ -150,16 +149,18 @@ class Batcher:
             ``max_pending`` queries aren't answered yet.
         UsageError, TextError, ImageError
             The query can't be used, or the batcher is closed.
+        DeadlineError
+            ``timeout`` passed before the query was decoded.
         BackendError
             This process was forked from the one that made the batcher.
         """
         query = self._admit(text, image, id, k, keep_reference, where, timeout)
         try:
-            self._prepare(query)
+            error = self._prepare(query)
         except BaseException:  # such as KeyboardInterrupt; its place goes to another
             query.answer.cancel()
             raise
-        if query.answer.done() and not query.answer.cancelled() and (error := query.answer.exception()):
+        if error is not None:
             raise error
         return query.answer
 
@@ -225,10 +226,8 @@ class Batcher:
         from concurrent.futures import Future
 
         require_process(self._process, "batcher")
-        if (image is None) == (id is None):
-            raise UsageError("give either image= or id= as the reference, exactly one of them")
-        if type(k) is not int or k < 1:
-            raise UsageError(f"k is {k!r}; give a whole number of at least 1")
+        check_k(k)
+        check_reference(image, id)
         if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout <= MAX_TIMEOUT):
             raise UsageError(f"timeout is {timeout!r}; give seconds from above 0 to {MAX_TIMEOUT:.0f}, or None")
         deadline = np.inf if timeout is None else time.monotonic() + timeout
@@ -258,11 +257,11 @@ class Batcher:
         if query.answer.running() or query.answer.set_running_or_notify_cancel():
             query.answer.set_exception(error)
 
-    def _prepare(self, query: _Query) -> None:
-        """Decode the image and tokenize the text, in whatever thread this is called."""
+    def _prepare(self, query: _Query) -> Exception | None:
+        """Decode the image and tokenize the text, in whatever thread this is called; return what went wrong."""
         image, text = query.image, query.text
         if query.answer.cancelled():
-            return
+            return None
         try:
             _check_deadline(query)
             encoder = self._gallery.encoder
@@ -271,7 +270,7 @@ class Batcher:
                 query.pixels = encoder.pixels(image)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets it and no other query does
             self._fail(query, error)
-            return
+            return error
         with self._changed:
             if query in self._pending:
                 query.image = None
@@ -279,6 +278,7 @@ class Batcher:
                 self._changed.notify_all()
             else:  # cancelled meanwhile
                 query.forget()
+        return None
 
     def _work(self) -> None:
         while batch := self._next_batch():

@@ -41,9 +41,8 @@ class Query:
 
 def answer(query: Query, encoder: Encoder, snapshot: Snapshot, images: KnownImages, stores_tokens: bool) -> list[Hit]:
     """Answer a query; see `Gallery.search` for its errors."""
-    _check_k(query.k)
-    if (query.image is None) == (query.id is None):
-        raise UsageError("give either image= or id= as the reference, exactly one of them")
+    check_k(query.k)
+    check_reference(query.image, query.id)
     wanted = None if query.where is None else checked_where(query.where)
     place = None if query.id is None else snapshot.known_place(query.id)
     reranking = checked_reranking(encoder, query.rerank, query.mu, stores_tokens or bool(images))
@@ -73,7 +72,7 @@ def answer_vectors(
     threads: int,
 ) -> list[list[Hit]]:
     """Answer query vectors (Q, dim); see `Gallery.search_vectors` for its errors."""
-    _check_k(k)
+    check_k(k)
     wanted = None if where is None else checked_where(where)
     checked = checked_features(queries, "queries", dim)
     if not checked.any(axis=1).all():
@@ -86,10 +85,17 @@ def answer_vectors(
     return [_hits(snapshot, answers) for answers in snapshot.search(checked, k, places, wanted, threads)]
 
 
-def _hits(snapshot: Snapshot, answers: Sequence[Answer]) -> list[Hit]:
-    return [Hit(name, score, rank, snapshot.item(place)) for rank, (score, name, place) in enumerate(answers, 1)]
-
-
-def _check_k(k: int) -> None:
+def check_k(k: int) -> None:
+    """Refuse a number of answers that is none."""
     if type(k) is not int or k < 1:
         raise UsageError(f"k is {k!r}; give a whole number of at least 1")
+
+
+def check_reference(image: ImageSource | None, id: str | None) -> None:
+    """Refuse a query with two references, or none."""
+    if (image is None) == (id is None):
+        raise UsageError("give either image= or id= as the reference, exactly one of them")
+
+
+def _hits(snapshot: Snapshot, answers: Sequence[Answer]) -> list[Hit]:
+    return [Hit(name, score, rank, snapshot.item(place)) for rank, (score, name, place) in enumerate(answers, 1)]

@@ -246,6 +246,21 @@ def test_an_unknown_id_fails_alone(gallery, gate):
         assert futures[0].result(20)
 
 
+def test_what_a_batch_finds_wrong_comes_by_the_future_however_quick_it_is(gallery, monkeypatch):
+    with Batcher(gallery) as batcher:
+        prepare = batcher._prepare
+
+        def slow(query):
+            error = prepare(query)
+            wait_for([query.answer], 20)
+            return error
+
+        monkeypatch.setattr(batcher, "_prepare", slow)
+        future = batcher.submit(text="in red", id="nobody")
+        with pytest.raises(UnknownIdError):
+            future.result()
+
+
 def test_a_reference_removed_meanwhile_fails_alone(gallery, gate):
     with Batcher(gallery) as batcher:
         busy(batcher, gate)
