@@ -48,7 +48,7 @@ def _multiply(queries: Floats, rows: Floats, out: Floats) -> None:
         for start in range(0, len(rows), _ROWS):
             part = slice(start, start + _ROWS)
             for query, scores in zip(queries, out, strict=True):
-                np.vecdot(rows[part], query, out=scores[part])
+                _dot(rows[part], query, scores[part])
 
 
 def _multiply_half(queries: Floats, rows: npt.NDArray[np.float16], out: Floats) -> None:
@@ -66,6 +66,13 @@ def _multiply_half(queries: Floats, rows: npt.NDArray[np.float16], out: Floats) 
         np.left_shift(part, _SHIFT, out=wide, dtype=np.int32)
         np.bitwise_and(wide, _KEPT, out=wide)
         _multiply(scaled, wide.view(np.float32), out[:, start : start + len(part)])
+
+
+def _dot(rows: Floats, query: Floats, out: Floats) -> None:
+    if hasattr(np, "vecdot"):
+        np.vecdot(rows, query, out=out)
+    else:  # numpy 1
+        np.einsum("nd,d->n", rows, query, out=out)
 
 
 def _is_half(rows: Unit) -> TypeGuard[npt.NDArray[np.float16]]:
