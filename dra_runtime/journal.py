@@ -13,7 +13,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
@@ -130,10 +130,14 @@ class Journal:
         for path in self._folder.iterdir():
             if path.name != _LOCK:
                 path.unlink()
-        for name in (*self._shapes, _LINES):
-            self._files[name] = (self._folder / name).open("xb", buffering=0)
-        # last: a journal without a head is none, and begins anew
-        write_bytes(self._folder / _HEAD, json.dumps({"version": VERSION, **asdict(self._head)}).encode())
+        try:
+            for name in (*self._shapes, _LINES):
+                self._files[name] = (self._folder / name).open("xb", buffering=0)
+            # last: a journal without a head is none, and begins anew
+            write_bytes(self._folder / _HEAD, json.dumps({"version": VERSION, **asdict(self._head)}).encode())
+        except BaseException:
+            self.close()
+            raise
 
     def resume(self) -> None:
         """Read what counts, and cut off what doesn't."""
@@ -150,9 +154,13 @@ class Journal:
                     break
                 self._count(batch)
                 good += len(line)
-        for name in (*self._shapes, _LINES):
-            os.truncate(self._folder / name, good if name == _LINES else self.rows * self._row_size(name))
-            self._files[name] = (self._folder / name).open("ab", buffering=0)
+        try:
+            for name in (*self._shapes, _LINES):
+                os.truncate(self._folder / name, good if name == _LINES else self.rows * self._row_size(name))
+                self._files[name] = (self._folder / name).open("ab", buffering=0)
+        except BaseException:  # not `close`: a journal that can't be opened now may hold hours of work
+            self._close_files()
+            raise
 
     def close(self) -> None:
         """Keep the journal for a later run; an empty one goes."""
@@ -160,8 +168,7 @@ class Journal:
             if self.done:
                 self.sync()
         finally:
-            for file in self._files.values():
-                file.close()
+            self._close_files()
             if not self.done:
                 self._remove()
 
@@ -169,12 +176,17 @@ class Journal:
         """Forget all: `close` will remove the journal."""
         self.done.clear()
 
+    def _close_files(self) -> None:
+        for file in self._files.values():
+            file.close()
+
     def _remove(self) -> None:
         # The head first: what is left after a kill in between is then no journal. The lock last: it is still held
         names = (_HEAD, _LINES, *self._shapes, *(self.scratch(name).name for name in self._shapes), _LOCK)
         for name in names:
             (self._folder / name).unlink(missing_ok=True)
-        self._folder.rmdir()
+        with suppress(OSError):  # what is left isn't ours, such as what NFS keeps while it is mapped
+            self._folder.rmdir()
 
     def _holds(self, batch: dict[str, Any], readers: dict[str, BinaryIO]) -> bool:
         """Say whether a line's vectors, the next ones, are there as they were written."""
@@ -276,6 +288,7 @@ def _head_agrees(folder: Path, head: Head, out: Path) -> bool:
             values = json.loads(file.read(_MAX_LINE))
         version = values.pop("version")
         found = Head(**{**values, "tokens": None if values["tokens"] is None else tuple(values["tokens"])})
+        other_bundle = f"with the bundle {found.bundle_id[:16]} ({found.precision:.10})"
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return False  # none, or nothing that can be told from it
     if version == VERSION and found == head:
@@ -283,7 +296,7 @@ def _head_agrees(folder: Path, head: Head, out: Path) -> bool:
     if version != VERSION:
         other = f"made by another version of this toolkit ({version!r:.20})"
     elif found.bundle_id != head.bundle_id:
-        other = f"with the bundle {found.bundle_id[:16]!s:.16} ({found.precision!s:.10})"
+        other = other_bundle
     elif found.folder != head.folder:
         other = f"of the folder {found.folder!s:.200}"
     else:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -390,3 +391,50 @@ def test_a_changed_file_during_the_run_is_taken_up_later(encoder, folder, tmp_pa
     with pytest.raises(Stop):
         index_folder(encoder, folder, out, progress=progress)
     assert index_folder(encoder, folder, out).resumed == COUNT - 1
+
+
+def open_files(path):
+    """Return which files below a folder this process holds open."""
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]  # the listing's own is gone
+    return [link for link in links if link.readlink().is_relative_to(path)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="looks into Linux's /proc")
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_journal_that_cannot_be_opened_leaves_no_file_open_and_loses_nothing(
+    encoder, folder, tmp_path, monkeypatch, whole, resumed
+):
+    from dra_runtime import journal
+
+    out = tmp_path / "shop.gallery"
+    if resumed:
+        interrupted(encoder, folder, out, 16)
+
+        monkeypatch.setattr(journal.os, "truncate", lambda path, size: full_disk() if path.name == "norms" else None)
+    else:
+        monkeypatch.setattr(journal, "write_bytes", lambda path, content: full_disk())
+    with pytest.raises(GalleryError, match="No space left") as caught:
+        index_folder(encoder, folder, out)
+    assert caught.value.__traceback__  # which holds what the functions held
+    assert open_files(tmp_path) == []
+    assert journal_path(out).exists() == resumed
+    monkeypatch.undo()
+    assert index_folder(encoder, folder, out).resumed == (16 if resumed else 0)
+    assert out.read_bytes() == whole
+    assert not journal_path(out).exists()
+
+
+def full_disk():
+    raise OSError(28, "No space left on device")
+
+
+def test_a_file_that_the_system_put_into_the_journal_does_not_spoil_the_end(encoder, folder, tmp_path, whole):
+    """Network file systems keep what is removed while it is mapped, by another name."""
+    out = tmp_path / "shop.gallery"
+    interrupted(encoder, folder, out, 16)
+    (journal_path(out) / ".nfs0001").write_bytes(b"")
+    report = index_folder(encoder, folder, out)
+    assert report.images == COUNT - 1
+    assert out.read_bytes() == whole
+    index_folder(encoder, folder, out, restart=True)
+    assert out.read_bytes() == whole
