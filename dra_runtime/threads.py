@@ -52,7 +52,8 @@ def require_process(opened_by: int, what: str, done: str = "used") -> None:
 def run_together(work: Callable[[int], None], workers: int) -> None:
     """Call ``work`` with 0 to ``workers`` - 1, each in its own thread, the first in this one, and wait for all.
 
-    The threads end with the call: none is left idle, or behind in a fork. The first error is raised again.
+    The threads end with the call: none is left idle, or behind in a fork. Where the system gives fewer, this one works
+    for the others too. The first error is raised again.
     """
     errors: list[BaseException] = []
 
@@ -62,10 +63,16 @@ def run_together(work: Callable[[int], None], workers: int) -> None:
         except BaseException as error:  # noqa: BLE001 -- raised again by the caller's thread
             errors.append(error)
 
-    others = [threading.Thread(target=guarded, args=(worker,)) for worker in range(1, workers)]
-    for thread in others:
-        thread.start()
-    guarded(0)
+    others: list[threading.Thread] = []
+    try:
+        for worker in range(1, workers):
+            thread = threading.Thread(target=guarded, args=(worker,))
+            thread.start()
+            others.append(thread)
+    except RuntimeError:  # a limit of threads is reached: this one does the work of those that are missing
+        pass
+    for worker in (0, *range(len(others) + 1, workers)):
+        guarded(worker)
     for thread in others:
         thread.join()
     if errors:

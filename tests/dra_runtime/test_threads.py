@@ -155,3 +155,21 @@ def test_run_together_raises_what_a_worker_raised_after_all_are_done(failing):
     with pytest.raises(MemoryError, match=f"worker {failing}"):
         run_together(work, 2)
     assert done == [1 - failing]
+
+
+def test_run_together_does_the_work_of_threads_that_cannot_be_started(monkeypatch):
+    """As in a container whose limit of processes is reached."""
+    done = []
+    start = threading.Thread.start
+
+    def start_one(thread):
+        if done_or_started:
+            raise RuntimeError("can't start new thread")
+        done_or_started.append(thread)
+        start(thread)
+
+    done_or_started = []
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    run_together(done.append, 4)
+    assert sorted(done) == [0, 1, 2, 3]
+    assert not done_or_started[0].is_alive()
