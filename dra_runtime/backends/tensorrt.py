@@ -70,7 +70,15 @@ class TensorRtSession:
 
     def __init__(self, opened: _Opened, gpu: GpuOptions) -> None:
         self._opened = opened
-        self._pool = Pool([_Lane(opened, gpu) for _ in range(gpu.contexts)], _Lane.release)
+        lanes: list[_Lane] = []
+        try:
+            for _ in range(gpu.contexts):
+                lanes.append(_Lane(opened, gpu))
+        except BackendError:
+            for lane in lanes:
+                lane.release()
+            raise
+        self._pool = Pool(lanes, _Lane.release)
         # At the end of the process it runs before modules are torn down
         self._finalizer = weakref.finalize(self, self._pool.close)
 

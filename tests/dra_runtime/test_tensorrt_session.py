@@ -291,6 +291,20 @@ def test_memory_goes_with_the_session_and_a_closed_one_refuses(bundle_copy, fake
     assert (fake_gpu.cuda.faults, fake_gpu.cuda.leaked) == ([], 0)
 
 
+def test_a_session_that_cannot_be_made_leaves_no_stream(bundle_copy, fake_gpu, monkeypatch):
+    create, made = fake_gpu.cuda.cudaStreamCreateWithFlags, []
+
+    def create_one(flags):
+        made.append(flags)
+        return create(flags) if len(made) == 1 else (2, None)
+
+    monkeypatch.setattr(fake_gpu.cuda, "cudaStreamCreateWithFlags", create_one, raising=False)
+    with pytest.raises(BackendError, match="cudaStreamCreateWithFlags failed: out of memory"):
+        opened(bundle_copy, "tensorrt", "compositor", GpuOptions(contexts=2))
+    assert len(made) == 2
+    assert fake_gpu.cuda.leaked == 0
+
+
 def test_errors_at_the_end_of_cuda_are_passed_over(bundle_copy, fake_gpu):
     session = opened(bundle_copy, "tensorrt", "compositor")
     session.run(inputs_of("compositor", 2))
