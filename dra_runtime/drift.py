@@ -98,13 +98,14 @@ def drift(
     Raises
     ------
     UsageError
-        ``sample`` is below 2, or the gallery doesn't say where its images are.
+        ``sample`` is below 2, ``seed`` below 0, or the gallery doesn't say where its images are.
     GalleryError
         The gallery can't be read, or fewer than two of the sampled images can.
     """
     gallery = Path(gallery)
-    if sample < 2:
-        raise UsageError(f"sample is {sample}; give at least 2 images")
+    for name, value, least in (("sample", sample, 2), ("seed", seed, 0)):
+        if type(value) is not int or value < least:
+            raise UsageError(f"{name} is {value!r}; give a whole number of at least {least}")
     contents = read_contents(gallery)
     header, vectors = contents.header, contents.vectors
     if header.dim != encoder.dim:

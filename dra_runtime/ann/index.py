@@ -180,7 +180,7 @@ def build_index(kind: IndexKind, unit: Unit, threads: int, progress: Report | No
         except RuntimeError as error:  # what faiss says of values that it can't use
             reason = " ".join(str(error).split())[-200:]
             raise GalleryError(
-                f"faiss can't build the {kind} index: {reason}; check the gallery with integrity='full'"
+                f"faiss can't build the {kind} index: {reason}; open the gallery with integrity='hash'"
             ) from error
     return AnnIndex(kind, arrays, unit, threads)
 

@@ -32,7 +32,7 @@ _WORDS = {"same": "keep: the same vectors", "close": "keep: close enough", "rein
 @click.argument("bundle", type=PATH)
 @click.option("--images", type=PATH, help="The gallery's images.  [default: the folder it was indexed from]")
 @click.option("--sample", type=click.IntRange(2), default=SAMPLE, show_default=True, help="How many images to encode.")
-@click.option("--seed", default=0, show_default=True, help="Chooses the images.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Chooses the images.")
 @click.option("--adopt", is_flag=True, help="If the vectors may be kept, let GALLERY be BUNDLE's from now on.")
 @backend_option
 @threads_option

@@ -191,3 +191,11 @@ def test_the_command(gallery, bundle_path, other_bundle_path, folder, tmp_path):
         assert (refused.exit_code, refused.stdout) == (2, "")
         assert word in refused.stderr
         assert refused.stderr.count("\n") == 1
+
+
+def test_a_seed_below_zero_is_one_line(gallery, bundle_path, folder):
+    with pytest.raises(UsageError, match="seed is -1"):
+        drift(gallery, Encoder.open(bundle_path, integrity="size"), folder, seed=-1)
+    done = run("drift", gallery, bundle_path, "--seed", "-1")
+    assert done.exit_code == 2
+    assert "--seed" in done.stderr
