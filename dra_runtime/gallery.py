@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,7 @@ class Gallery:
         self._storage: Storage = storage
         self._tokens = tokens
         self._lock = threading.Lock()
+        self._building = threading.Lock()  # of an index: one at a time
         self._process = os.getpid()
         self.skipped = tuple(skipped)
 
@@ -207,6 +209,11 @@ class Gallery:
         An index is saved with the images that it is over. Once images were added or removed it is left out, unless it
         is ``"flat"``: build it again first.
 
+        Warns
+        -----
+        UserWarning
+            The index was left out, so search in the saved gallery will be exact.
+
         Raises
         ------
         UsageError
@@ -219,6 +226,12 @@ class Gallery:
         changed = first.alive is not None or len(others) > 0
         index = first.index.stored(changed, first.count + len(others)) if first.index else None
         write_parts(Path(path), first.vectors, first.alive, others, self._encoder.bundle_id, bundle.path, index)
+        if first.index and index is None:
+            warnings.warn(
+                f"{path} was saved without its {first.index.report.kind} index: images were added or removed since it "
+                "was built; call build_index before save",
+                stacklevel=2,
+            )
 
     def __len__(self) -> int:
         return len(self._snapshot)
@@ -366,17 +379,26 @@ class Gallery:
         """
         self._require_own_process()
         checked_kind(kind)
-        with self._lock:
-            first, *others = self._snapshot.segments
-            vectors = whole(self._snapshot) if others or first.alive is not None else first.vectors
-            self._snapshot = snapshot_of(vectors, first.index if vectors is first.vectors else None, kept=True)
-        index = built_index(kind, vectors.unit, self._encoder.threads, progress)
-        with self._lock:
-            first, *others = self._snapshot.segments
-            if first.vectors is not vectors:
-                raise GalleryError("all images were replaced while the index was built; build it again")
-            self._snapshot = Snapshot((replace(first, index=index, kept=True), *others))
-        return index.report
+        with self._building:
+            with self._lock:
+                before = self._snapshot
+                first, *others = before.segments
+                vectors = whole(before) if others or first.alive is not None else first.vectors
+                indexed = snapshot_of(vectors, first.index if vectors is first.vectors else None, kept=True)
+                self._snapshot = indexed
+            try:
+                index = built_index(kind, vectors.unit, self._encoder.threads, progress)
+            except BaseException:
+                with self._lock:
+                    if self._snapshot is indexed:  # nobody has changed it meanwhile
+                        self._snapshot = before  # with its index
+                raise
+            with self._lock:
+                first, *others = self._snapshot.segments
+                if first.vectors is not vectors:
+                    raise GalleryError("all images were replaced while the index was built; build it again")
+                self._snapshot = Snapshot((replace(first, index=index, kept=True), *others))
+            return index.report
 
     def search(
         self,

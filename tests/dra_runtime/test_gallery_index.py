@@ -1,5 +1,9 @@
 """An index only proposes: scores, order, filters and the number of answers are those of exact search."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -103,7 +107,9 @@ def test_the_other_kinds_give_exact_scores_and_as_many_answers(encoder, tmp_path
     opened.remove(set(removed))
     assert all(hit.id not in removed for hits in opened.search_vectors(QUERIES, 10) for hit in hits)
     assert opened.index == report
-    opened.save(tmp_path / "g")
+    with pytest.warns(UserWarning, match=f"without its {kind} index.*build_index") as said:
+        opened.save(tmp_path / "g")
+    assert said[0].filename == __file__
     assert Gallery.open(tmp_path / "g", encoder).index is None  # it was over other rows
 
 
@@ -161,3 +167,42 @@ def test_arrays_that_are_no_index_are_refused(encoder, tmp_path):
     write_gallery(tmp_path / "bad", vectors, encoder.bundle_id, encoder.bundle.path, stored)
     with pytest.raises(GalleryFormatError):
         Gallery.open(tmp_path / "bad", encoder).search_vectors(QUERIES)
+
+
+def test_building_that_fails_leaves_the_index_that_was_there(encoder, monkeypatch):
+    gallery = new_gallery(encoder)
+    report = gallery.build_index("flat")
+    gallery.remove([gallery.ids[0]])
+    before = gallery.search_vectors(QUERIES)
+
+    def failing(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("dra_runtime.gallery.built_index", failing)
+    with pytest.raises(MemoryError):
+        gallery.build_index("hnsw")
+    assert gallery.index == report
+    assert gallery.search_vectors(QUERIES) == before
+
+
+def test_two_threads_build_one_after_the_other(encoder, monkeypatch):
+    """Even where images are added in between."""
+    gallery = new_gallery(encoder)
+    building, added = threading.Event(), threading.Event()
+    built = gallery_index.built_index
+
+    def slow(*arguments):
+        building.set()
+        assert added.wait(20)
+        return built(*arguments)
+
+    monkeypatch.setattr("dra_runtime.gallery.built_index", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(gallery.build_index, "flat")
+        assert building.wait(20)
+        gallery.add({"new": np.ones((9, 9, 3), np.uint8)})
+        second = pool.submit(gallery.build_index, "flat")
+        time.sleep(0.05)  # time for the second to get in the first one's way
+        added.set()
+        assert (first.result(20).images, second.result(20).images) == (600, 601)
+    assert gallery.index.images == 601
