@@ -15,6 +15,7 @@ from dra_runtime.errors import GalleryError, UsageError
 from dra_runtime.folder import images_of_folder
 from dra_runtime.gallery_file import Contents, read_contents, write_gallery
 from dra_runtime.image_stream import encoded_images
+from dra_runtime.rerank import check_stored_tokens, fits_bundle
 from dra_runtime.search import top_k
 from dra_runtime.vectors import Vectors
 
@@ -36,8 +37,9 @@ class DriftReport:
 
     ``compared`` of ``sampled`` images; ``missing`` were not found, ``unreadable`` couldn't be read. What could not be
     measured is None. ``cosine`` has min, p1, p5, p50 and mean; ``norm_change`` is the largest relative change of a
-    vector's length; ``worst`` are the images with the smallest cosines. ``top1_same`` and ``top10_overlap`` are
-    percentages over the sample's queries.
+    vector's length; ``token_cosine`` is the smallest one of an image's stored tokens, which re-ranking uses, and None
+    where the gallery keeps none; ``worst`` are the images with the smallest cosines. ``top1_same`` and
+    ``top10_overlap`` are percentages over the sample's queries.
     """
 
     verdict: Verdict
@@ -52,6 +54,7 @@ class DriftReport:
     unreadable: int
     cosine: Mapping[str, float] | None
     norm_change: float | None
+    token_cosine: float | None
     top1_same: float | None
     top10_overlap: float | None
     worst: Sequence[tuple[str, float]]
@@ -93,7 +96,7 @@ def drift(
     Returns
     -------
     DriftReport
-        Vectors of another width are a verdict, without an image being encoded.
+        Vectors of another width, or tokens of another shape, are a verdict, without an image being encoded.
 
     Raises
     ------
@@ -108,15 +111,19 @@ def drift(
             raise UsageError(f"{name} is {value!r}; give a whole number of at least {least}")
     contents = read_contents(gallery)
     header, vectors = contents.header, contents.vectors
+    reason = None
     if header.dim != encoder.dim:
         reason = f"the vectors have {header.dim} values, and this bundle's {encoder.dim}"
+    elif not fits_bundle(vectors.tokens, encoder.bundle):
+        reason = "the stored tokens are of another shape than this bundle's, or it has no reranker"
+    if reason is not None:
         ids = (header.bundle_id, encoder.bundle_id, header.dim, encoder.dim)
-        return DriftReport("reindex", reason, *ids, 0, 0, 0, 0, None, None, None, None, ())
+        return DriftReport("reindex", reason, *ids, 0, 0, 0, 0, None, None, None, None, None, ())
     rows = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:sample])
     images = _folder_of(gallery, contents) if images is None else Path(images)
     paths = images_of_folder(images)
     found = [(int(row), paths[vectors.ids[row]]) for row in rows if vectors.ids[row] in paths]
-    kept, features = _encoded(encoder, found, progress)
+    kept, features, token_cosine = _encoded(encoder, vectors, found, progress)
     if len(kept) < 2:
         raise GalleryError(
             f"{images}: {len(found)} of the {len(rows)} sampled images are there and {len(kept)} can be read, such as "
@@ -124,7 +131,7 @@ def drift(
             if len(rows)
             else f"{gallery} holds no images; index again"
         )
-    return _report(header.bundle_id, encoder, vectors, kept, features, (len(rows), len(found)))
+    return _report(header.bundle_id, encoder, vectors, kept, features, token_cosine, (len(rows), len(found)))
 
 
 def adopt_bundle(gallery: str | Path, encoder: Encoder) -> None:
@@ -135,7 +142,7 @@ def adopt_bundle(gallery: str | Path, encoder: Encoder) -> None:
     Raises
     ------
     GalleryError
-        The gallery can't be read or written.
+        The gallery can't be read or written, or its tokens are of another shape than the bundle's.
     UsageError
         The bundle's vectors are of another width.
     """
@@ -145,6 +152,7 @@ def adopt_bundle(gallery: str | Path, encoder: Encoder) -> None:
         raise UsageError(
             f"{gallery} has vectors of {old.header.dim} values, and the bundle of {encoder.dim}; index again"
         )
+    check_stored_tokens(gallery, old.vectors.tokens, encoder.bundle)
     write_gallery(gallery, old.vectors, encoder.bundle_id, encoder.bundle.path, old.index, old.files)
 
 
@@ -155,18 +163,34 @@ def _folder_of(gallery: Path, contents: Contents) -> Path:
 
 
 def _encoded(
-    encoder: Encoder, found: Sequence[tuple[int, Path]], progress: Callable[[int, int], None] | None
-) -> tuple[npt.NDArray[np.int64], Features]:
+    encoder: Encoder,
+    vectors: Vectors,
+    found: Sequence[tuple[int, Path]],
+    progress: Callable[[int, int], None] | None,
+) -> tuple[npt.NDArray[np.int64], Features, float | None]:
+    """Encode images, given as (row, path); return the rows that could be, and what `DriftReport` compares of them."""
     rows: list[int] = []
     features = [np.empty((0, encoder.dim), np.float32)]
+    token_cosines = [1.0]
     done = 0
     for batch in encoded_images(encoder, found):
         rows += batch.keys
         features.append(batch.features)
+        if vectors.tokens is not None and batch.tokens is not None:
+            stored, new = vectors.tokens[batch.keys], batch.tokens
+            token_cosines += _cosines(*(t.reshape(len(t), -1).astype(np.float64) for t in (stored, new))).tolist()
         done += len(batch.keys) + len(batch.failed)
         if progress is not None:
             progress(done, len(found))
-    return np.asarray(rows, np.int64), np.concatenate(features)
+    least = None if vectors.tokens is None else min(token_cosines)
+    return np.asarray(rows, np.int64), np.concatenate(features), least
+
+
+def _cosines(stored: npt.NDArray[np.float64], new: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the cosines of rows (N, D), 0 where one is zero."""
+    lengths = np.linalg.norm(stored, axis=1) * np.linalg.norm(new, axis=1)
+    cosines: npt.NDArray[np.float64] = (stored * new).sum(axis=1) / np.where(lengths > 0, lengths, np.inf)
+    return cosines
 
 
 def _report(
@@ -175,6 +199,7 @@ def _report(
     vectors: Vectors,
     rows: npt.NDArray[np.int64],
     features: Features,
+    token_cosine: float | None,
     counts: tuple[int, int],
 ) -> DriftReport:
     stored = np.asarray(vectors.unit[rows], np.float64)
@@ -184,14 +209,14 @@ def _report(
         raise GalleryError(
             f"{encoder.bundle.path} gives vectors that are zero or not finite; check it: dra-search selfcheck"
         )
-    cosines = (stored * new).sum(axis=1) / (np.linalg.norm(stored, axis=1) * lengths)
+    cosines = _cosines(stored, new)
     norms = np.asarray(vectors.norms[rows], np.float64)
     top1, overlap = _answers_in_common(encoder, (stored * norms[:, None]).astype(np.float32), features)
     norm_change = float(np.abs(lengths / norms - 1).max())
     spread = {"min": cosines.min(), "p1": np.percentile(cosines, 1), "p5": np.percentile(cosines, 5)}
     spread |= {"p50": np.median(cosines), "mean": cosines.mean()}
     cosine = {name: float(value) for name, value in spread.items()}
-    verdict, reason = _verdict(cosine, norm_change, overlap)
+    verdict, reason = _verdict(cosine, norm_change, token_cosine, overlap)
     worst = [(vectors.ids[int(rows[i])], float(cosines[i])) for i in np.argsort(cosines, kind="stable")[:_WORST]]
     return DriftReport(
         verdict=verdict,
@@ -206,6 +231,7 @@ def _report(
         unreadable=counts[1] - len(rows),
         cosine=cosine,
         norm_change=norm_change,
+        token_cosine=token_cosine,
         top1_same=top1,
         top10_overlap=overlap,
         worst=worst,
@@ -228,13 +254,18 @@ def _answers_in_common(encoder: Encoder, stored: Features, new: Features) -> tup
     return 100 * first / len(pairs), 100 * common / (k * len(pairs))
 
 
-def _verdict(cosine: Mapping[str, float], norm_change: float, overlap: float) -> tuple[Verdict, str]:
+def _verdict(
+    cosine: Mapping[str, float], norm_change: float, token_cosine: float | None, overlap: float
+) -> tuple[Verdict, str]:
     least = cosine["min"]
-    if least >= SAME_COSINE and norm_change <= SAME_LENGTH:
+    tokens = 1.0 if token_cosine is None else token_cosine
+    if min(least, tokens) >= SAME_COSINE and norm_change <= SAME_LENGTH:
         return "same", f"every cosine is at least {SAME_COSINE}, every length within {SAME_LENGTH:.1%}"
     answers = f"{overlap:.1f} % of the first ten answers are the same"
-    if least >= CLOSE_COSINE and overlap >= CLOSE_OVERLAP:
+    if min(least, tokens) >= CLOSE_COSINE and overlap >= CLOSE_OVERLAP:
         return "close", f"every cosine is at least {CLOSE_COSINE}, and {answers}"
+    if tokens < CLOSE_COSINE <= least:
+        return "reindex", f"the smallest cosine of stored tokens is {tokens:.6f}, below {CLOSE_COSINE}"
     if least >= CLOSE_COSINE:
         return "reindex", f"{answers}, below {CLOSE_OVERLAP:g} %"
     few = ", though few are: perhaps these files were changed since" if cosine["p5"] >= CLOSE_COSINE else ""

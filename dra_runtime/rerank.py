@@ -59,10 +59,15 @@ def token_shape(bundle: Bundle) -> tuple[int, int]:
     return int(count), int(dim)
 
 
+def fits_bundle(tokens: npt.NDArray[np.float16] | None, bundle: Bundle) -> bool:
+    """Say whether stored tokens (N, T, D), or none, can be the bundle's."""
+    return tokens is None or ("reranker" in bundle.manifest.graphs and tokens.shape[1:] == token_shape(bundle))
+
+
 def check_stored_tokens(gallery: Path, tokens: npt.NDArray[np.float16] | None, bundle: Bundle) -> None:
-    """Raise GalleryFormatError unless tokens that a gallery's file holds, (N, T, D), are of the bundle's T and D."""
-    expected = token_shape(bundle) if "reranker" in bundle.manifest.graphs else None
-    if tokens is not None and tokens.shape[1:] != expected:
+    """Raise GalleryFormatError unless the tokens in a gallery's file can be the bundle's."""
+    if tokens is not None and not fits_bundle(tokens, bundle):
+        expected = token_shape(bundle) if "reranker" in bundle.manifest.graphs else "no reranker"
         raise GalleryFormatError(
             f"{gallery}: its images' tokens are {tokens.shape[1:]} where {bundle.path} has {expected}; index again"
         )

@@ -97,6 +97,7 @@ def _lines(gallery: Path, bundle: Path, found: DriftReport) -> list[str]:
             f"cosine    min {c['min']:.6f}   1 % {c['p1']:.6f}   5 % {c['p5']:.6f}   median {c['p50']:.6f}   "
             f"mean {c['mean']:.6f}",
             f"length    changed by at most {found.norm_change:.2%}",
+            *([] if found.token_cosine is None else [f"tokens    smallest cosine {found.token_cosine:.6f}"]),
             f"answers   first the same {found.top1_same:.1f} %   first ten in common {found.top10_overlap:.1f} %",
             "furthest  " + ", ".join(f"{printable(name)} ({value:.6f})" for name, value in found.worst),
         ]

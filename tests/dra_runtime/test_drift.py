@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from PIL import Image
 
 from dra_runtime.cli import main
-from dra_runtime.drift import drift
+from dra_runtime.drift import adopt_bundle, drift
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import GalleryError, UsageError
 from dra_runtime.gallery import Gallery
@@ -44,13 +44,13 @@ def gallery(bundle_path, folder, tmp_path_factory):
     return path
 
 
-def changed_bundle(bundle_path, target, change):
+def changed_bundle(bundle_path, target, change, weights="image_weights"):
     """Copy a bundle and change the weights of its image encoder: the query graph is left as it was."""
     shutil.copytree(bundle_path, target)
     path = target / "image_encoder.onnx"
     proto = onnx.load(path)
     for tensor in proto.graph.initializer:
-        if tensor.name == "image_weights":
+        if tensor.name == weights:
             tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), tensor.name))
     onnx.save(proto, path)
     reseal(target)
@@ -199,3 +199,39 @@ def test_a_seed_below_zero_is_one_line(gallery, bundle_path, folder):
     done = run("drift", gallery, bundle_path, "--seed", "-1")
     assert done.exit_code == 2
     assert "--seed" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def with_tokens(bundle_path, folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("gallery") / "tokens.gallery"
+    index_folder(Encoder.open(bundle_path, integrity="size"), folder, path, tokens=True)
+    return path
+
+
+@pytest.mark.parametrize("cosine", [0.999995, 0.9995, 0.99])
+def test_stored_tokens_count_too(with_tokens, bundle_path, folder, tmp_path, cosine):
+    """A vision compositor that was trained anew leaves the features as they are."""
+    assert drift(with_tokens, Encoder.open(bundle_path, integrity="size"), folder).token_cosine > 1 - 1e-6
+    bundle = changed_bundle(bundle_path, tmp_path / "turned", turned(math.acos(cosine)), "token_weights")
+    found = drift(with_tokens, Encoder.open(bundle, integrity="size"), folder)
+    assert found.cosine["min"] > 1 - 1e-6
+    assert found.token_cosine == pytest.approx(cosine, abs=3e-5 if cosine < 0.9999 else 1e-6)  # stored in float16
+    assert found.verdict == {0.999995: "same", 0.9995: "close", 0.99: "reindex"}[cosine]
+    if cosine == 0.99:
+        assert "tokens" in found.reason
+        assert "below 0.999" in found.reason
+        result = run("drift", with_tokens, bundle, "--images", folder, "--adopt")
+        assert result.exit_code == 1
+        assert "tokens" in result.stdout
+        assert "is now" not in result.stdout
+
+
+def test_tokens_of_another_shape_need_no_image(with_tokens, other_bundle_path, tmp_path):
+    other = Encoder.open(other_bundle_path, integrity="size")
+    found = drift(with_tokens, other, tmp_path / "not there")
+    assert (found.verdict, found.cosine, found.token_cosine) == ("reindex", None, None)
+    assert "tokens" in found.reason
+    before = with_tokens.read_bytes()
+    with pytest.raises(GalleryError, match="tokens"):
+        adopt_bundle(with_tokens, other)
+    assert with_tokens.read_bytes() == before
