@@ -3,6 +3,8 @@
 Start with `Encoder.open` and `Gallery.build`; every error is a `DraError`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from dra_runtime.batcher import Batcher
 from dra_runtime.bundle import Bundle
 from dra_runtime.encoder import Encoder
@@ -29,7 +31,33 @@ from dra_runtime.errors import (
 from dra_runtime.gallery import Gallery, Hit
 from dra_runtime.sessions import GpuOptions
 
+if TYPE_CHECKING:
+    from dra_runtime.gallery_drift import DriftReport, adopt_bundle, drift
+    from dra_runtime.indexing import IndexingReport, index_folder
+
 __version__ = "0.1.0"
+
+# What a service doesn't need is imported when it is first asked for
+_LATER = {
+    "DriftReport": "gallery_drift",
+    "IndexingReport": "indexing",
+    "adopt_bundle": "gallery_drift",
+    "drift": "gallery_drift",
+    "index_folder": "indexing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
 
 __all__ = [
     "BackendError",
@@ -42,6 +70,7 @@ __all__ = [
     "DatasetError",
     "DeadlineError",
     "DraError",
+    "DriftReport",
     "Encoder",
     "Gallery",
     "GalleryError",
@@ -50,6 +79,7 @@ __all__ = [
     "GpuOptions",
     "Hit",
     "ImageError",
+    "IndexingReport",
     "OverloadedError",
     "SelfCheckError",
     "ServiceError",
@@ -57,4 +87,7 @@ __all__ = [
     "UnknownIdError",
     "UsageError",
     "__version__",
+    "adopt_bundle",
+    "drift",
+    "index_folder",
 ]

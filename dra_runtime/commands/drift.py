@@ -20,8 +20,8 @@ from dra_runtime.commands.options import (
     threads_option,
 )
 from dra_runtime.console import FOUND_WANTING, progress
-from dra_runtime.drift import SAMPLE, DriftReport, adopt_bundle, drift
 from dra_runtime.encoder import Encoder
+from dra_runtime.gallery_drift import SAMPLE, DriftReport, adopt_bundle, drift
 from dra_runtime.gallery_file import read_header
 
 _WORDS = {"same": "keep: the same vectors", "close": "keep: close enough", "reindex": "index again"}

@@ -8,9 +8,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dra_runtime.cli import main
-from dra_runtime.drift import drift
 from dra_runtime.encoder import Encoder
 from dra_runtime.gallery import Gallery
+from dra_runtime.gallery_drift import drift
 from dra_runtime.journal import journal_path
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import dra_runtime
+
 ROOT = Path(__file__).parents[2]
 FOREIGN = {"torch", "torchvision", "transformers", "open_clip", "timm", "matplotlib"}
 FOREIGN |= {"dra_train", "dra_export", "dra_bench"}
@@ -25,6 +27,22 @@ def test_importing_brings_nothing_heavy(module):
     assert roots.isdisjoint(FOREIGN)
     # loaded when they are first needed
     assert roots.isdisjoint({"onnxruntime", "onnx", "ftfy", "regex", "safetensors"})
+
+
+def test_what_a_service_does_not_need_is_imported_when_it_is_asked_for():
+    code = """
+import json, sys, dra_runtime as dra
+before = sorted(name for name in sys.modules if name.startswith("dra_runtime."))
+assert set(dra.__all__) <= set(dir(dra))
+print(json.dumps([before, [getattr(dra, name).__name__ for name in dra._LATER]]))
+from dra_runtime import *
+assert callable(drift) and callable(index_folder)
+"""
+    before, names = json.loads(fresh(code))
+    assert {"dra_runtime.indexing", "dra_runtime.gallery_drift", "dra_runtime.journal"}.isdisjoint(before)
+    assert names == ["DriftReport", "IndexingReport", "adopt_bundle", "drift", "index_folder"]
+    with pytest.raises(AttributeError, match="has no attribute 'torch'"):
+        dra_runtime.torch  # noqa: B018
 
 
 def test_a_whole_search_brings_nothing_heavy(bundle_path, tmp_path):

@@ -13,10 +13,10 @@ from onnx import numpy_helper
 from PIL import Image
 
 from dra_runtime.cli import main
-from dra_runtime.drift import adopt_bundle, drift
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import GalleryError, UsageError
 from dra_runtime.gallery import Gallery
+from dra_runtime.gallery_drift import adopt_bundle, drift
 from dra_runtime.gallery_file import write_gallery
 from dra_runtime.indexing import index_folder
 from dra_runtime.vectors import vectors_from_features
