@@ -1,0 +1,85 @@
+"""OpenVINO on a CPU, on a bundle's own graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dra_bench.contenders.graphs import Graphs
+from dra_runtime.bundle import Bundle
+from dra_runtime.encoder import Encoder
+from dra_runtime.errors import BackendError
+
+OPENVINO = "openvino"
+
+
+def openvino_graphs(encoder: Encoder, threads: int) -> Graphs:
+    """Read the graphs of a float32 bundle into OpenVINO, on a number of threads and for the least latency.
+
+    Texts are cut to their length, as dra_runtime cuts them. Each shape is compiled for itself when it first comes, as
+    OpenVINO's guides advise: that is its fastest way, faster than one model with dynamic shapes, and costs memory for
+    each shape. Not safe to share between threads.
+
+    Raises
+    ------
+    BackendError
+        OpenVINO isn't installed, or can't read a graph.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendError(f"openvino can't be imported ({error}); pip install openvino") from error
+    core = openvino.Core()
+    bundle = encoder.bundle
+    try:
+        image, text, compositor = (
+            _FixedShapes(core, bundle, graph, threads) for graph in ("image_encoder", "text_encoder", "compositor")
+        )
+    except RuntimeError as error:  # OpenVINO's errors are such
+        raise BackendError(f"OpenVINO can't read {bundle.path.name}: {str(error).strip().splitlines()[0]}") from error
+
+    def tokens(texts: Sequence[str]) -> npt.NDArray[np.int32]:
+        rows = encoder.tokenize(texts)
+        padded = np.zeros((len(rows), max(map(len, rows))), np.int32)
+        for padded_row, row in zip(padded, rows, strict=True):
+            padded_row[: len(row)] = row
+        return padded
+
+    return Graphs(
+        OPENVINO,
+        "OpenVINO on the float32 bundle's graphs, compiled for each shape, latency hint",
+        tokens,
+        lambda pixels: image.run({"image": pixels})["image_features"],
+        lambda rows: text.run({"tokens": rows})["text_features"],
+        lambda image_features, text_features: compositor.run(
+            {"image_features": image_features, "text_features": text_features}
+        )["query"],
+        encoder.image_input,
+    )
+
+
+class _FixedShapes:
+    """A graph that is compiled for every shape of its inputs that comes."""
+
+    def __init__(self, core: Any, bundle: Bundle, graph: str, threads: int) -> None:
+        spec = bundle.manifest.graphs[graph]
+        self._core, self._model = core, core.read_model(bundle.file(spec.file))
+        self._outputs = [tensor.name for tensor in spec.outputs]
+        self._options = {
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        self._compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        shapes = tuple(array.shape for array in inputs.values())
+        if shapes not in self._compiled:
+            model = self._model.clone()
+            model.reshape({name: list(array.shape) for name, array in inputs.items()})
+            self._compiled[shapes] = self._core.compile_model(model, "CPU", self._options)
+        outputs = self._compiled[shapes](dict(inputs))
+        return {name: outputs[name] for name in self._outputs}
