@@ -28,5 +28,10 @@ main.later = {
     "coldstart": _later("coldstart", "Time from starting Python to the first answer."),
     "endtoend": _later("endtoend", "Time a query from a JPEG file to ten answers, and each step of it."),
     "gallery": _later("gallery", "Time the search in large galleries, exact and with an index."),
+    "load": _later("load", "Answer queries in a stream, in batches and as a server; by threads."),
+    "growth": _later("growth", "Draw how cost grows: with batch, text length, gallery, threads."),
+    "roofline": _later("roofline", "Compare every part with what this machine can do."),
+    "compare": _later("compare", "Say what became slower or worse between two results."),
+    "guard": _later("guard", "Warn when a short run's ratios fell below the committed ones."),
     "report": _later("report", "Write one page about a run."),
 }
