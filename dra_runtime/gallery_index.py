@@ -42,6 +42,10 @@ class IndexReport:
     images: int
     seconds: float
 
+    def __str__(self) -> str:
+        found = f"recall@10 {self.recall_at_10:.4f} on {self.queries} queries"
+        return f"{self.kind}, {found}, built in {self.seconds:.1f} s"
+
 
 @dataclass(frozen=True, eq=False)
 class StoredIndex:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 from collections.abc import Mapping
@@ -167,6 +168,10 @@ def _gallery(path: Path) -> dict[str, Any]:
     return {
         "images": header.count,
         "dim": header.dim,
+        "storage": header.storage,
+        "index": None if header.index is None else dataclasses.asdict(header.index),
+        "tokens": header.tokens,
+        "metadata": list(header.keys),
         "ids": list(vectors.ids[:SHOWN_IDS]),
         "bundle_id": header.bundle_id,
         "bundle": str(place),

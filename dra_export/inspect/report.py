@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dra_runtime.console import table
+from dra_runtime.gallery_index import IndexReport
 
 Values = Mapping[str, Any]
 
@@ -139,7 +140,10 @@ def _gallery(values: Values) -> str:
     # repr: an id may hold anything, terminal commands too
     ids = ", ".join(f"{name!r:.40}" for name in values["ids"])
     facts = [
-        ("images", f"{values['images']}, vectors of {values['dim']}"),
+        ("images", f"{values['images']}, vectors of {values['dim']} in {values['storage']}"),
+        ("index", str(IndexReport(**values["index"])) if values["index"] else "none: every image is compared"),
+        ("tokens", "kept, for re-ranking" if values["tokens"] else None),
+        ("metadata", ", ".join(f"{key!r:.40}" for key in values["metadata"])),
         ("ids", f"{ids}{', …' if values['images'] > len(values['ids']) else ''}"),
         ("made with", f"bundle {values['bundle_id'][:12]} at {values['bundle']}: {found}"),
     ]

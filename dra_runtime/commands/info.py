@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from dra_runtime.commands.options import PATH, json_option, printable
-from dra_runtime.gallery_file import Header, bundle_of, read_files, read_header
+from dra_runtime.gallery_file import bundle_of, read_files, read_header
 
 
 @click.command("info", epilog="Example: dra-search info shop.gallery")
@@ -45,16 +45,7 @@ def info_command(gallery: Path, as_json: bool) -> None:
         ("folder", "unknown" if files is None else printable(str(files.folder))),
         ("metadata", printable(", ".join(header.keys)) or "none"),
         ("tokens", "kept" if header.tokens else "none"),
-        ("index", _index(header)),
+        ("index", str(header.index or "none: every image is compared")),
     ]
     for name, value in lines:
         click.echo(f"{name:<10}{value}")
-
-
-def _index(header: Header) -> str:
-    if header.index is None:
-        return "none: every image is compared"
-    found = header.index
-    return (
-        f"{found.kind}, recall@10 {found.recall_at_10:.4f} on {found.queries} queries, built in {found.seconds:.1f} s"
-    )

@@ -78,12 +78,31 @@ def test_a_gallery_and_where_its_bundle_is(tiny_bundle: Path, emoji_images: tupl
     path = tmp_path / "shop.gallery"
     Gallery.build(Encoder.open(bundle), {f"id\x1b{i}": image for i, image in enumerate(emoji_images[:4])}).save(path)
     text = text_of(path)
-    assert "images     4, vectors of 32" in text
+    assert "images     4, vectors of 32 in float32" in text
+    assert "index      none" in text
+    assert "tokens" not in text
     assert r"'id\x1b0', 'id\x1b1', 'id\x1b2', …" in text
     assert "it is there" in text
     bundle.rename(tmp_path / "elsewhere")
     assert "it isn't there now" in text_of(path)
     assert describe(path)["bundle_found"] == "missing"
+
+
+def test_a_gallery_with_everything(tiny_bundle: Path, emoji_images: tuple[Path, ...], tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    path = tmp_path / "shop.gallery"
+    images = {f"{i}": image for i, image in enumerate(emoji_images[:4])}
+    metadata = {"0": {"tone": "light"}, "1": {"hair": True}}
+    encoder = Encoder.open(tiny_bundle)
+    Gallery.build(encoder, images, metadata=metadata, storage="float16", index="flat", tokens=True).save(path)
+    values = describe(path)
+    assert (values["storage"], values["tokens"], values["metadata"]) == ("float16", True, ["hair", "tone"])
+    assert values["index"]["kind"] == "flat"
+    text = text_of(path)
+    assert "vectors of 32 in float16" in text
+    assert "index      flat, recall@10 1.0000 on 4 queries" in text
+    assert "tokens     kept" in text
+    assert "'hair', 'tone'" in text
 
 
 def test_an_onnx_file_of_a_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
