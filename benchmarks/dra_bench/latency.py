@@ -1,16 +1,15 @@
-"""Latency of the parts of a query, PyTorch beside one bundle or several, and how many times as fast they are."""
+"""Latency of the parts of a query, contender beside contender, and how many times as fast they are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from dra_bench.backends import PYTORCH, Backend, Floats
+from dra_bench.contenders.backend import PYTORCH
 from dra_bench.figures import milliseconds, times
 from dra_bench.timing import Cell, Timings, percentiles_ms, speedup
 from dra_runtime.console import table
@@ -18,27 +17,35 @@ from dra_runtime.encoder import Pixels
 from dra_runtime.errors import UsageError
 from dra_runtime.preprocess import Preprocess
 
-PARTS = ("preprocess", "image", "text", "compose", "query", "query_by_id")
+PARTS = ("preprocess", "tokenize", "image", "text", "compose", "search", "rerank", "query", "query_by_id")
+RERANKED = 20  #: candidates that re-ranking relates with the reference
+K = 10  #: answers of a search
 LABELS = {
-    "preprocess": "preprocess an image",
+    "preprocess": "preprocess",
+    "tokenize": "tokenize",
     "image": "image",
     "text": "text",
     "compose": "compose",
-    "query": "query, new reference",
+    "search": f"search, {K} answers",
+    "rerank": f"rerank {RERANKED}",
+    "query": "query, new image",
     "query_by_id": "query by id",
 }
-AGREEMENT = 0.999  #: cosine below which two contenders can't be the same model
-INT8_AGREEMENT = 0.9  #: the same for INT8, which may move vectors; what that costs in recall, others measure
 TEXT = "is shorter with long sleeves and a darker blue collar"  #: ten words
+COMPARED = ("image", "text", "query")  #: parts of the contenders that aren't ours, against PyTorch eager
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What every contender gets to do: real pictures and a text, taken again and again to fill a batch."""
+    """What every contender gets to do: real pictures and a text, taken again and again to fill a batch.
+
+    ``more_texts``, of other lengths, are encoded and make queries by id, one at a time.
+    """
 
     images: tuple[Image.Image, ...]
     preprocess: Preprocess
     text: str
+    more_texts: tuple[str, ...] = ()
 
     def pixels(self, batch: int, image_input: str = "float32") -> Pixels:
         """Return preprocessed pixels (batch, 3, S, S), normalised if they are ``"float32"`` and not if ``"uint8"``."""
@@ -50,61 +57,20 @@ class Workload:
         return [self.text] * batch
 
 
-def latency_cells(
-    pytorch: Backend,
-    pytorch_cut: Backend,
-    bundles: Sequence[Backend],
-    work: Workload,
-    batches: Sequence[int],
-    channels_last: Backend | None = None,
-) -> list[Cell]:
-    """List what is timed: every part by all contenders, PyTorch's text cut to its length, and preprocessing.
+def text_of_tokens(count: int, tokens_of: Callable[[str], int]) -> str:
+    """Return a text of ``count`` tokens, its start and its end included, made of the words of `TEXT`.
 
-    ``channels_last`` is PyTorch with images channels last and text cut: where it is given and there are several images
-    a call, all of PyTorch's ways to a query take part.
+    ``tokens_of`` counts the tokens of a text. UsageError where the words don't give that number.
     """
-    cells: list[Cell] = []
-    for batch in batches:
-        texts = work.texts(batch)
-        image_features, text_features = pytorch.image(work.pixels(batch)), pytorch.text(texts)
-        for backend in (pytorch, *bundles):
-            pixels = work.pixels(batch, backend.image_input)
-            cells += _part_cells(backend, pixels, texts, image_features, text_features)
-        if channels_last is not None and batch > 1:
-            pixels = work.pixels(batch)
-            cells.append(Cell(channels_last.name, "image", batch, None, partial(channels_last.image, pixels)))
-            for way in (pytorch_cut, channels_last):
-                tokens = way.text_tokens(texts)
-                cells.append(Cell(way.name, "query", batch, tokens, partial(way.query, pixels, texts)))
-            by_id = partial(pytorch_cut.query_by_id, image_features, texts)
-            cells.append(Cell(pytorch_cut.name, "query_by_id", batch, pytorch_cut.text_tokens(texts), by_id))
-        length = pytorch_cut.text_tokens(texts)
-        cells.append(Cell(pytorch_cut.name, "text", batch, length, partial(pytorch_cut.text, texts)))
-    image = work.images[0]
-    cells.append(Cell("dra-runtime", "preprocess", 1, None, partial(work.preprocess, image)))
-    return sorted(cells, key=lambda c: (PARTS.index(c.part), c.batch))
-
-
-def check_agreement(pytorch: Backend, bundle: Backend, work: Workload, least: float = AGREEMENT) -> dict[str, float]:
-    """Return the cosines between both contenders' vectors of the workload, by part; ``least`` is asked of each.
-
-    UsageError when they can't be the same model: a comparison of their speed would say nothing.
-    """
-    pixels, texts = work.pixels(1), work.texts(1)
-    taken = work.pixels(1, bundle.image_input)
-    pairs = {
-        "image": (pytorch.image(pixels), bundle.image(taken)),
-        "text": (pytorch.text(texts), bundle.text(texts)),
-        "query": (pytorch.query(pixels, texts), bundle.query(taken, texts)),
-    }
-    cosines = {part: _cosine(a, b) for part, (a, b) in pairs.items()}
-    worst = min(cosines, key=lambda part: cosines[part])
-    if not cosines[worst] >= least:
-        raise UsageError(
-            f"the bundle's {worst} vector isn't the checkpoint's ({bundle.name}: cosine {cosines[worst]:.4f}, expected "
-            f"at least {least}); export the bundle from this checkpoint"
-        )
-    return {part: round(value, 8) for part, value in cosines.items()}
+    words = TEXT.split()
+    text = words[0]
+    for i in range(1, count):
+        if tokens_of(text) >= count:
+            break
+        text = f"{text} {words[i % len(words)]}"
+    if tokens_of(text) != count:
+        raise UsageError(f"no text of {count} tokens can be made of plain words; give one with --text")
+    return text
 
 
 def latency_rows(timings: Timings) -> list[dict[str, Any]]:
@@ -115,27 +81,44 @@ def latency_rows(timings: Timings) -> list[dict[str, Any]]:
     ]
 
 
-def latency_ratios(timings: Timings, float32: str | None = None) -> list[dict[str, Any]]:
-    """Say how many times as fast the bundles are as PyTorch, part by part and batch by batch, with an interval.
+def latency_ratios(timings: Timings, bundles: Sequence[str], float32: str | None = None) -> list[dict[str, Any]]:
+    """Say how many times as fast the contenders are as PyTorch, batch by batch, with an interval.
 
-    Beside like with like there are two more comparisons: text against PyTorch with its text cut as well, and a
-    query by id against PyTorch's full query, which is what knowing the reference saves. ``float32`` names the bundle
-    that all other bundles are compared with as well, the same part with the same part.
+    ``bundles`` names the contenders that are ours. Their ratios come first: like with like part by part, text also
+    against PyTorch with its text cut as well, and a query by id also against PyTorch's full query, which is what
+    knowing the reference saves. ``float32`` names the bundle that all other bundles are compared with as well. Then
+    come image, text and query of the other contenders. Without PyTorch the first bundle takes its place.
     """
     columns = dict(zip(timings.cells, timings.samples_ns.T, strict=True))
-    ratios = []
-    for candidate in timings.cells:
-        for reference in _references(candidate, timings.cells, float32):
-            ratio = speedup(columns[reference], columns[candidate])
-            ratios.append(
-                {
-                    "reference": _key(reference),
-                    "candidate": _key(candidate),
-                    "times_as_fast": ratio.value,
-                    "interval": [ratio.low, ratio.high],
-                }
-            )
-    return ratios
+    base = PYTORCH if any(cell.backend == PYTORCH for cell in columns) else bundles[0]
+    pairs = []
+    for cell in columns:
+        if cell.backend in bundles:
+            pairs += [(reference, cell) for reference in _references(cell, timings.cells, base, float32)]
+    for cell in columns:
+        if cell.backend not in bundles and not cell.backend.startswith(PYTORCH) and cell.part in COMPARED:
+            pairs += [(reference, cell) for reference in _same_part(cell, timings.cells, base)[:1]]
+    return [_ratio(reference, cell, columns) for reference, cell in pairs]
+
+
+def fastest_baselines(timings: Timings, bundles: Collection[str]) -> list[dict[str, Any]]:
+    """Compare every part of the bundles with the fastest contender that isn't ours, by medians, with an interval.
+
+    Where a text is encoded, contenders that pad it take part, and those that cut it to the same length.
+    """
+    columns = dict(zip(timings.cells, timings.samples_ns.T, strict=True))
+    found = []
+    for cell in columns:
+        others = [
+            other
+            for other in columns
+            if other.backend not in bundles
+            and (other.part, other.batch) == (cell.part, cell.batch)
+            and (other.text_tokens or 0) in (cell.text_tokens or 0, _longest(other, timings.cells))
+        ]
+        if cell.backend in bundles and others:
+            found.append(_ratio(min(others, key=lambda other: float(np.median(columns[other]))), cell, columns))
+    return found
 
 
 def raw_milliseconds(timings: Timings) -> list[dict[str, Any]]:
@@ -146,23 +129,33 @@ def raw_milliseconds(timings: Timings) -> list[dict[str, Any]]:
     ]
 
 
+ROWS_HEADER = (
+    "part",
+    "backend",
+    "batch",
+    "tokens",
+    *("p50 ms", "p90 ms", "p95 ms", "p99 ms", "IQR ms"),
+    "samples",
+)
+
+
 def rows_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Lay the rows out for people."""
-    return table(ROWS_HEADER, row_cells(rows))
-
-
-ROWS_HEADER = ("part", "backend", "batch", "text tokens", "p50 ms", "p90 ms", "p99 ms", "samples")
+    """Lay the rows out for people; columns that older results lack stay away."""
+    cells = list(row_cells(rows))
+    kept = [i for i, title in enumerate(ROWS_HEADER) if title == "tokens" or any(row[i] for row in cells)]
+    return table([ROWS_HEADER[i] for i in kept], ([row[i] for i in kept] for row in cells))
 
 
 def row_cells(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     """Write rows as text, column by column as in `ROWS_HEADER`."""
     for row in rows:
+        figures = (row.get(key) for key in ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "iqr_ms"))
         yield (
             LABELS[row["part"]],
             row["backend"],
             str(row["batch"]),
             "" if row["text_tokens"] is None else str(row["text_tokens"]),
-            *(milliseconds(row[p]) for p in ("p50_ms", "p90_ms", "p99_ms")),
+            *("" if value is None else milliseconds(value) for value in figures),
             str(row["samples"]),
         )
 
@@ -174,19 +167,28 @@ def ratios_table(ratios: Sequence[Mapping[str, Any]]) -> str:
 
 def ratios_header(ratios: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Name the columns of `ratio_cells`."""
-    sides = ("a bundle", "against") if _several(ratios) else ("the bundle", "against PyTorch eager")
-    return (*sides, "batch", "times as fast", "95 % interval")
+    return ("contender (tokens)", "against", "batch", "times as fast", "95 % interval")
 
 
 def ratio_cells(ratios: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
-    """Write ratios as text, column by column as in `ratios_header`; of several bundles each cell says whose it is."""
-    name = _full_name if _several(ratios) else _name
+    """Write ratios as text, column by column as in `ratios_header`; each cell says whose it is.
+
+    The number of tokens stands where texts of several lengths were measured, or where it tells two rows apart.
+    """
+    lengths: dict[tuple[str, str], set[int | None]] = {}
+    for ratio in ratios:
+        key = ratio["candidate"]
+        lengths.setdefault((key["backend"], key["part"]), set()).add(key["text_tokens"])
     for ratio in ratios:
         low, high = ratio["interval"]
+        candidate, reference = ratio["candidate"], ratio["reference"]
+        tokens = candidate["text_tokens"] if len(lengths[candidate["backend"], candidate["part"]]) > 1 else None
+        long = reference["text_tokens"]
+        part = "" if reference["part"] == candidate["part"] else f" {reference['part'].replace('_', ' ')}"
         yield (
-            name(ratio["candidate"]),
-            name(ratio["reference"]),
-            str(ratio["candidate"]["batch"]),
+            f"{LABELS[candidate['part']]}{'' if tokens is None else f' ({tokens})'}, {candidate['backend']}",
+            f"{reference['backend']}{part}{'' if long is None else f', {long} tokens'}",
+            str(candidate["batch"]),
             times(ratio["times_as_fast"]),
             f"{times(low)} to {times(high)}",
         )
@@ -208,51 +210,43 @@ def find_ratio(
     return None
 
 
-def _part_cells(
-    backend: Backend, pixels: Pixels, texts: Sequence[str], image_features: Floats, text_features: Floats
-) -> list[Cell]:
-    name, batch, tokens = backend.name, len(texts), backend.text_tokens(texts)
-    return [
-        Cell(name, "image", batch, None, partial(backend.image, pixels)),
-        Cell(name, "text", batch, tokens, partial(backend.text, texts)),
-        Cell(name, "compose", batch, None, partial(backend.compose, image_features, text_features)),
-        Cell(name, "query", batch, tokens, partial(backend.query, pixels, texts)),
-        Cell(name, "query_by_id", batch, tokens, partial(backend.query_by_id, image_features, texts)),
-    ]
-
-
-def _references(candidate: Cell, cells: Sequence[Cell], float32: str | None) -> Iterator[Cell]:
+def _references(candidate: Cell, cells: Sequence[Cell], base: str, float32: str | None) -> Iterator[Cell]:
     """Yield the cells that a bundle's cell is compared with.
 
-    First PyTorch's: the same part first, its longest text first. Then the float32 bundle's.
+    First the base's: the same part first, its longest text first. Then the float32 bundle's.
     """
-    if candidate.backend.startswith(PYTORCH):
-        return
-    parts = (candidate.part, "query") if candidate.part == "query_by_id" else (candidate.part,)
-    for part in parts:
-        same = [c for c in cells if (c.backend, c.part, c.batch) == (PYTORCH, part, candidate.batch)]
-        yield from sorted(same, key=lambda c: -(c.text_tokens or 0))
-    if candidate.backend != float32:
-        yield from (c for c in cells if (c.backend, c.part, c.batch) == (float32, candidate.part, candidate.batch))
+    if candidate.backend != base:
+        yield from _same_part(candidate, cells, base)
+        if candidate.part == "query_by_id":
+            queries = [c for c in cells if (c.backend, c.part, c.batch) == (base, "query", candidate.batch)]
+            yield from sorted(queries, key=lambda c: -(c.text_tokens or 0))
+    if float32 not in (candidate.backend, base):
+        same = [c for c in cells if (c.backend, c.part, c.batch) == (float32, candidate.part, candidate.batch)]
+        yield from (c for c in same if c.text_tokens == candidate.text_tokens)
+
+
+def _same_part(candidate: Cell, cells: Sequence[Cell], base: str) -> list[Cell]:
+    """Return the base's cells of the same part and batch: with its longest text first, then with one as long."""
+    same = [c for c in cells if (c.backend, c.part, c.batch) == (base, candidate.part, candidate.batch)]
+    longest = max((c.text_tokens or 0 for c in same), default=0)
+    fitting = [c for c in same if (c.text_tokens or 0) in (longest, candidate.text_tokens or 0)]
+    return sorted(fitting, key=lambda c: -(c.text_tokens or 0))
+
+
+def _longest(cell: Cell, cells: Sequence[Cell]) -> int:
+    """Return the length of a contender's longest text in a part."""
+    return max(c.text_tokens or 0 for c in cells if (c.backend, c.part) == (cell.backend, cell.part))
+
+
+def _ratio(reference: Cell, candidate: Cell, columns: Mapping[Cell, Any]) -> dict[str, Any]:
+    ratio = speedup(columns[reference], columns[candidate])
+    return {
+        "reference": _key(reference),
+        "candidate": _key(candidate),
+        "times_as_fast": ratio.value,
+        "interval": [ratio.low, ratio.high],
+    }
 
 
 def _key(cell: Cell) -> dict[str, Any]:
     return {"backend": cell.backend, "part": cell.part, "batch": cell.batch, "text_tokens": cell.text_tokens}
-
-
-def _name(key: Mapping[str, Any]) -> str:
-    label = LABELS[key["part"]]
-    return label if key["text_tokens"] is None else f"{label} ({key['text_tokens']} text tokens)"
-
-
-def _full_name(key: Mapping[str, Any]) -> str:
-    return f"{_name(key)}, {key['backend']}"
-
-
-def _several(ratios: Sequence[Mapping[str, Any]]) -> bool:
-    return len({ratio["candidate"]["backend"] for ratio in ratios}) > 1
-
-
-def _cosine(a: Floats, b: Floats) -> float:
-    left, right = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
-    return float(left @ right / (np.linalg.norm(left) * np.linalg.norm(right)))

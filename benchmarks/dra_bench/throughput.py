@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dra_bench.backends import PYTORCH
+from dra_bench.contenders.backend import PYTORCH
 from dra_bench.figures import times
 from dra_bench.latency import LABELS
 from dra_bench.timing import Timings, speedup
 from dra_runtime.console import table
 
 
-def throughput_rows(timings: Timings) -> list[dict[str, Any]]:
-    """Compare every bundle's batches with PyTorch's best, in plain values.
+def throughput_rows(timings: Timings, bundles: Collection[str]) -> list[dict[str, Any]]:
+    """Compare the batches of every bundle with PyTorch's best, in plain values; none where PyTorch takes no part.
 
     The best is the way with the least median: contiguous or channels last, texts padded or cut.
     """
     columns = dict(zip(timings.cells, timings.samples_ns.T, strict=True))
     rows = []
     for cell, samples in columns.items():
-        if cell.batch == 1 or cell.backend.startswith(PYTORCH):
+        if cell.batch == 1 or cell.backend not in bundles:
             continue
         ways = {
             other: other_samples
             for other, other_samples in columns.items()
             if other.backend.startswith(PYTORCH) and (other.part, other.batch) == (cell.part, cell.batch)
         }
+        if not ways:
+            continue
         best = min(ways, key=lambda way: float(np.median(ways[way])))
         ratio = speedup(ways[best], samples)
         rows.append(
@@ -71,7 +73,7 @@ def throughput_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     best = row["pytorch_best"]
-    tokens = "" if best["text_tokens"] is None else f", {best['text_tokens']} text tokens"
+    tokens = "" if best["text_tokens"] is None else f", {best['text_tokens']} tokens"
     low, high = row["interval"]
     return (
         LABELS[row["part"]],

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from dra_bench.cli import main
-from dra_bench.shown import answer
 from dra_bench.write_report import gallery_ranking
+from dra_bench.shown import answer
 from dra_export.parity.verify import verify
 from dra_runtime.bundle import Bundle
 from dra_runtime.cli import main as search
@@ -41,6 +42,8 @@ def run(capsys, *words):
         main([str(word) for word in words])
     return (exit_info.value.code, *capsys.readouterr())
 
+
+OURS = ("--backend", "onnxruntime-cpu")  #: beside PyTorch eager; the other contenders have tests of their own
 
 COMMANDS = ("latency", "recall", "memory", "coldstart", "endtoend", "gallery", "report")
 
@@ -103,7 +106,7 @@ def measured(tmp_path_factory, tiny_checkpoint, tiny_bundle, squares):
     for command, *words in (
         (train, "evaluate", checkpoint, "--dataset", squares, "-o", folder / "eval.json"),
         (search, "index", bundle, squares / "img_raw", "-o", folder / "val.gallery"),
-        (main, "latency", *both, "--samples", 12, "--batch", 1, "--batch", 2, "-o", folder / "latency.json"),
+        (main, "latency", *both, *OURS, "--samples", 12, "--batch", 1, "--batch", 2, "-o", folder / "latency.json"),
         (main, "recall", *both, "--dataset", squares, "-o", folder / "recall.json"),
     ):
         with pytest.raises(SystemExit) as exit_info:
@@ -120,7 +123,7 @@ def test_latency_covers_every_batch_and_backend(measured, tiny_checkpoint):
     assert {row["samples"] for row in result["rows"]} == {12}
     backends = {batch: {row["backend"] for row in result["rows"] if row["batch"] == batch} for batch in (1, 2)}
     assert backends == {
-        1: {"pytorch-eager", "onnxruntime-cpu", "dra-runtime"},
+        1: {"pytorch-eager", "onnxruntime-cpu", "dra-runtime", "open_clip"},
         2: {"pytorch-eager", "pytorch-eager channels-last", "onnxruntime-cpu"},
     }
     assert {(row["part"], row["batch"]) for row in result["throughput"]} == {
@@ -128,7 +131,14 @@ def test_latency_covers_every_batch_and_backend(measured, tiny_checkpoint):
     }
     by_id = [r for r in result["rows"] if r["part"] == "query_by_id" and r["backend"] == "onnxruntime-cpu"]
     assert [r["text_tokens"] for r in by_id] == [12, 12]
-    assert all(0 < r["p50_ms"] <= r["p90_ms"] <= r["p99_ms"] for r in result["rows"])
+    assert all(0 < r["p50_ms"] <= r["p90_ms"] <= r["p95_ms"] <= r["p99_ms"] for r in result["rows"])
+    assert {row["part"] for row in result["rows"] if row["batch"] == 1} >= {"preprocess", "tokenize", "rerank"}
+    assert {row["backend"]: row["precision"] for row in result["contenders"]} == {
+        "pytorch-eager": "fp32",
+        "onnxruntime-cpu": "fp32",
+    }
+    assert all(r["reference"]["backend"].startswith("pytorch-eager") for r in result["fastest_baselines"])
+    assert {"cpu_mhz", "cpu_mhz_after", "gpu_name"} <= set(result["environment"])
     assert result["environment"]["checkpoint_sha256"] == hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()
     assert result["environment"]["command"].startswith("dra-bench latency --bundle bundle --checkpoint ckpt.pt")
     assert min(result["agreement"].values()) > 0.99999
@@ -155,10 +165,40 @@ def test_latency_prints_json_alone_where_asked(capsys, tiny_checkpoint, tiny_bun
         "--text",
         "blue",
     )
-    code, out, err = run(capsys, "latency", *words, "--json")
+    code, out, err = run(capsys, "latency", *words, *OURS, "--json")
     assert code == 0
     assert {row["text_tokens"] for row in json.loads(out)["rows"]} == {None, 3, 77}
     assert "timing" in err
+
+
+def test_bundles_alone_are_compared_with_the_first_of_them(capsys, tmp_path, tiny_bundle, int8_bundle):
+    encoder = Encoder.open(int8_bundle, threads=1)
+    features = np.random.default_rng(0).normal(size=(20, encoder.dim)).astype(np.float32)
+    Gallery.from_features(encoder, [str(i) for i in range(20)], features).save(tmp_path / "shop.gallery")
+    words = ("--bundle", tiny_bundle, "--bundle", int8_bundle, "--threads", 1, "--samples", 11)
+    texts = ("--text-tokens", 5, "--text-tokens", 9)
+    code, out, _ = run(
+        capsys, "latency", *words, *texts, "--gallery", tmp_path / "shop.gallery", "-o", tmp_path / "l.json"
+    )
+    assert code == 0
+    result = json.loads((tmp_path / "l.json").read_text())
+    assert {r["reference"]["backend"] for r in result["ratios"]} == {"onnxruntime-cpu"}
+    assert {row["text_tokens"] for row in result["rows"] if row["part"] == "text"} == {5, 9}
+    search = [row["backend"] for row in result["rows"] if row["part"] == "search"]
+    assert search == ["onnxruntime-cpu int8"]  # the one that made it
+    assert result["gallery"] == {"items": 20, "storage": "float32", "index": None}
+    missing = {m["backend"]: m["reason"] for m in result["unavailable"]}
+    assert missing["pytorch-eager"] == "needs --checkpoint"
+    assert "Not here:" in out
+    assert all(len(line) <= 120 for line in out.partition("Not here:")[0].splitlines())
+
+
+def test_a_contender_that_is_not_there_is_one_line(capsys, tiny_checkpoint, tiny_bundle):
+    bundle = ("--bundle", tiny_bundle, "--threads", 1)
+    assert_one_line(*run(capsys, "latency", *bundle, "--backend", "pytorch-eager"), "without --checkpoint")
+    both = (*bundle, "--checkpoint", tiny_checkpoint)
+    assert_one_line(*run(capsys, "latency", *both, "--backend", "abacus"), "'abacus' is no contender")
+    assert_one_line(*run(capsys, "latency"), "--bundle", "--engine")
 
 
 @pytest.fixture
@@ -173,7 +213,7 @@ def int8_bundle(tiny_bundle, tmp_path):
 def test_several_bundles_take_turns_in_one_run(capsys, tmp_path, tiny_checkpoint, tiny_bundle, int8_bundle):
     bundles = ("--bundle", int8_bundle, "--bundle", tiny_bundle, "--bundle", tiny_bundle)
     words = (*bundles, "--checkpoint", tiny_checkpoint, "--threads", 1, "--samples", 11, "-o", tmp_path / "l.json")
-    code, out, _ = run(capsys, "latency", *words)
+    code, out, _ = run(capsys, "latency", *words, *OURS)
     assert code == 0
     result = json.loads((tmp_path / "l.json").read_text())
     names = ["onnxruntime-cpu int8", "onnxruntime-cpu", "onnxruntime-cpu #2"]
@@ -189,13 +229,13 @@ def test_several_bundles_take_turns_in_one_run(capsys, tmp_path, tiny_checkpoint
         ("onnxruntime-cpu int8", "onnxruntime-cpu"),
         ("onnxruntime-cpu #2", "onnxruntime-cpu"),
     }
-    assert {row["backend"] for row in result["rows"]} == {"pytorch-eager", "dra-runtime", *names}
+    assert {row["backend"] for row in result["rows"]} == {"pytorch-eager", "dra-runtime", "open_clip", *names}
     assert "| image, onnxruntime-cpu int8 " in out
 
 
 def test_a_bundle_with_uint8_images_is_measured_too(capsys, tiny_checkpoint, tiny_bundle, tiny_uint8_bundle):
     words = ("--bundle", tiny_uint8_bundle, "--bundle", tiny_bundle, "--checkpoint", tiny_checkpoint)
-    code, out, _ = run(capsys, "latency", *words, "--threads", 1, "--samples", 11, "--json")
+    code, out, _ = run(capsys, "latency", *words, *OURS, "--threads", 1, "--samples", 11, "--json")
     assert code == 0
     bundles = json.loads(out)["bundles"]
     assert [b["backend"] for b in bundles] == ["onnxruntime-cpu uint8 image", "onnxruntime-cpu"]
