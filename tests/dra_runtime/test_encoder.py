@@ -300,6 +300,7 @@ def test_the_public_names():
         "DatasetError",
         "DeadlineError",
         "DraError",
+        "DriftReport",
         "Encoder",
         "Gallery",
         "GalleryError",
@@ -308,6 +309,7 @@ def test_the_public_names():
         "GpuOptions",
         "Hit",
         "ImageError",
+        "IndexingReport",
         "OverloadedError",
         "SelfCheckError",
         "ServiceError",
@@ -315,5 +317,8 @@ def test_the_public_names():
         "UnknownIdError",
         "UsageError",
         "__version__",
+        "adopt_bundle",
+        "drift",
+        "index_folder",
     ]
     assert all(hasattr(dra_runtime, name) for name in dra_runtime.__all__)
