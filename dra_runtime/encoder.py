@@ -236,8 +236,16 @@ class Encoder:
 
         return relate(self, reference_tokens, candidate_tokens)
 
-    def pixels(self, image: ImageSource) -> Pixels:
+    def pixels(self, image: ImageSource, threads: int | None = None) -> Pixels:
         """Return what the bundle's image encoder takes for one image.
+
+        Parameters
+        ----------
+        image
+            As for `encode_images`.
+        threads
+            How many threads resize a large image, by default as many as one computation uses; 1 where several images
+            are decoded at a time. Their number changes nothing in the result.
 
         Returns
         -------
@@ -249,7 +257,7 @@ class Encoder:
         ImageError
             The image can't be used.
         """
-        return self.preprocess.network_input(open_image(image), self.image_input, self._threads)
+        return self.preprocess.network_input(open_image(image), self.image_input, threads or self._threads)
 
     def encode_pixels(self, pixels: Pixels) -> dict[str, Features]:
         """Run the image encoder on images (N, 3, S, S) as `pixels` returns them, stacked.

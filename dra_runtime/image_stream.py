@@ -52,7 +52,7 @@ def encoded_images(encoder: Encoder, images: Iterable[tuple[Key, ImageSource]]) 
         ahead: list[tuple[Key, Future[Pixels]]] | None = None
         while True:
             batch = list(islice(remaining, IMAGE_BATCH))
-            decoding = [(key, pool.submit(encoder.pixels, source)) for key, source in batch]
+            decoding = [(key, pool.submit(encoder.pixels, source, 1)) for key, source in batch]
             if ahead is not None:
                 yield _encoded(encoder, ahead)
             if not decoding:

@@ -393,6 +393,20 @@ def test_a_changed_file_during_the_run_is_taken_up_later(encoder, folder, tmp_pa
     assert index_folder(encoder, folder, out).resumed == COUNT - 1
 
 
+def test_images_that_are_decoded_side_by_side_take_a_thread_each(encoder, monkeypatch):
+    """Or as many threads as CPUs would each start as many."""
+    from dra_runtime import preprocess
+
+    workers, together = [], preprocess.run_together
+    monkeypatch.setattr(preprocess, "run_together", lambda work, count: workers.append(count) or together(work, count))
+    large = np.zeros((1200, 1200, 3), np.uint8)
+    (batch,) = encoded_images(encoder, [(0, large), (1, large)])
+    assert batch.keys == [0, 1]
+    assert workers == [1, 1]
+    encoder.pixels(large)
+    assert workers[2:] == [2]
+
+
 def open_files(path):
     """Return which files below a folder this process holds open."""
     links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]  # the listing's own is gone

@@ -52,7 +52,9 @@ def test_an_update_encodes_only_what_changed(encoder, folder, tmp_path, monkeypa
     index_folder(encoder, folder, out, storage=storage, tokens=True, metadata=metadata)
     change(folder)
     decoded, pixels = [], Encoder.pixels
-    monkeypatch.setattr(Encoder, "pixels", lambda self, path: decoded.append(path.name) or pixels(self, path))
+    monkeypatch.setattr(
+        Encoder, "pixels", lambda self, path, *how: decoded.append(path.name) or pixels(self, path, *how)
+    )
     notes = []
     report = index_folder(encoder, folder, out, update=True, note=notes.append)
     assert sorted(decoded) == ["05.png", "07a.png", "99.png"]
