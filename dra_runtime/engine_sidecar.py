@@ -200,7 +200,7 @@ def _sidecar(values: Any) -> EngineSidecar:
         proof=_proof(top["proof"]),
         profiles=_profiles(top["profiles"], inputs),
         inputs=inputs,
-        outputs=_tensors(top["outputs"], "outputs"),
+        outputs=_outputs(top["outputs"], inputs),
         build=_build(top["build"]),
         versions=_versions(top["versions"]),
     )
@@ -280,6 +280,8 @@ def _tensors(values: Any, place: str) -> tuple[TensorSpec, ...]:
             else _whole(size, f"{here}.shape", 1, 2**31)
             for size in _list(tensor["shape"], f"{here}.shape")
         )
+        if not shape:
+            raise _broken(f"{here}.shape", [], "at least the dimension of the batch")
         name = _text(tensor["name"], f"{here}.name", _SYMBOL, "a name")
         tensors.append(
             TensorSpec(name, _one_of(tensor["dtype"], f"{here}.dtype", ("float32", "int32", "uint8")), shape)
@@ -287,6 +289,19 @@ def _tensors(values: Any, place: str) -> tuple[TensorSpec, ...]:
     if not tensors or len({tensor.name for tensor in tensors}) != len(tensors):
         raise _broken(place, [tensor.name for tensor in tensors], "at least one tensor, and each name once")
     return tuple(tensors)
+
+
+def _outputs(values: Any, inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Parse the outputs, whose sizes the inputs must tell: buffers are made by them before anything runs."""
+    outputs = _tensors(values, "outputs")
+    names = {tensor.name for tensor in inputs}
+    symbols = {size for tensor in inputs for size in tensor.shape if isinstance(size, str)}
+    for tensor in outputs:
+        if tensor.name in names:
+            raise _broken("outputs", tensor.name, "names that no input has")
+        if not {size for size in tensor.shape if isinstance(size, str)} <= symbols:
+            raise _broken("outputs", list(tensor.shape), f"numbers and the inputs' {', '.join(sorted(symbols))}")
+    return outputs
 
 
 def _build(values: Any) -> BuildOptions:
