@@ -1,9 +1,23 @@
 """A run with made-up figures, as the commands write them, and a small data set of coloured squares."""
 
+import importlib.util
 import json
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
+
+
+def _load(name):
+    # pytest's importlib mode puts no test folder on the path, so a helper is loaded by its place
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+_load("simulated_load")
+_load("compare_runs")
 
 COLOURS = ["red", "green", "blue", "gold", "black", "white", "purple", "orange", "gray", "brown", "pink", "cyan"]
 

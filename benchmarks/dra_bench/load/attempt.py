@@ -90,50 +90,76 @@ def attempt(
     Attempt
         An error of a query is raised again.
     """
-    allowed = count - nearest_rank(PERCENTILE, count)
-    due = clock() + LEAD_SECONDS + poisson_arrivals(rate, count, seed)
-    finished, handed = np.full(count, np.nan), np.full(count, np.nan)
+    ledger = _Ledger(clock() + LEAD_SECONDS + poisson_arrivals(rate, count, seed), limit)
     futures: list[Future[Any]] = []
-    errors: list[BaseException] = []
-
-    def ages(now: float) -> NDArray[np.float64]:
-        sent = slice(len(futures))
-        return np.where(np.isnan(finished[sent]), now, finished[sent]) - due[sent]
-
-    def lost() -> bool:
-        return int((ages(clock()) > limit).sum()) > allowed
-
-    def note(number: int) -> Callable[[Future[Any]], None]:
-        def answered(future: Future[Any]) -> None:
-            if future.cancelled():
-                return
-            finished[number] = clock()
-            if (error := future.exception()) is not None:
-                errors.append(error)
-
-        return answered
-
+    handed = np.full(count, np.nan)
     try:
-        for number, moment in enumerate(due):
+        for number, moment in enumerate(ledger.due):
             while (left := moment - clock()) > 0:
                 sleep(left)
-            if errors or lost():
+            if ledger.errors or ledger.lost(clock()):
                 break
             handed[number] = clock()
             future = service.submit(number)
             futures.append(future)
-            future.add_done_callback(note(number))
-        while not errors and not lost() and np.isnan(finished[: len(futures)]).any():
+            future.add_done_callback(ledger.answered(number, clock))
+        while not (ledger.errors or ledger.lost(clock()) or ledger.all_answered(len(futures))):
             sleep(POLL_SECONDS)
-        latencies = ages(clock())
+        latencies = ledger.ages(clock(), len(futures))
     finally:
         for future in futures:
             future.cancel()
         while not (all(future.done() for future in futures) and service.settled()):
             sleep(POLL_SECONDS)
-    if errors:
-        raise errors[0]
-    late = int((latencies > limit).sum()) > allowed
+    if ledger.errors:
+        raise ledger.errors[0]
+    late = int((latencies > limit).sum()) > ledger.allowed
     complete = len(futures) == count and not any(future.cancelled() for future in futures)
-    handed_late = float(np.nanpercentile(handed - due, 100 * PERCENTILE))
+    handed_late = float(np.nanpercentile(handed - ledger.due, 100 * PERCENTILE))
     return Attempt(rate, count, latencies, handed_late, held=complete and not late, ended_early=not complete)
+
+
+class _Ledger:
+    """Who came when, and who was answered when."""
+
+    def __init__(self, due: NDArray[np.float64], limit: float) -> None:
+        self.due = due
+        self.limit = limit
+        self.allowed = len(due) - nearest_rank(PERCENTILE, len(due))  #: queries that may be late
+        self.finished = np.full(len(due), np.nan)
+        self.errors: list[BaseException] = []
+        self._late: list[int] = []  # answered too late
+        self._oldest = 0  # all before it are answered
+
+    def answered(self, number: int, clock: Seconds) -> Callable[[Future[Any]], None]:
+        """Return what a future calls when it is done, in whatever thread."""
+
+        def note(future: Future[Any]) -> None:
+            if future.cancelled():
+                return
+            now = clock()
+            if (error := future.exception()) is not None:
+                self.errors.append(error)  # first: an attempt is over once all are answered
+            self.finished[number] = now  # before what follows, or `lost` would count it twice
+            if now - self.due[number] > self.limit:
+                self._late.append(number)
+
+        return note
+
+    def lost(self, now: float) -> bool:
+        """Whether more queries than allowed were late, or have waited for longer than the limit."""
+        overdue = int(np.searchsorted(self.due, now - self.limit))
+        while self._oldest < overdue and not np.isnan(self.finished[self._oldest]):
+            self._oldest += 1
+        waiting = np.isnan(self.finished[self._oldest : overdue]).sum() if overdue > self._oldest else 0
+        return len(self._late) + int(waiting) > self.allowed
+
+    def all_answered(self, count: int) -> bool:
+        """Whether the first ``count`` queries are answered."""
+        return not np.isnan(self.finished[:count]).any()
+
+    def ages(self, now: float, count: int) -> NDArray[np.float64]:
+        """Return the seconds from arrival to answer, or until now, of the first ``count`` queries."""
+        finished = self.finished[:count]
+        ages: NDArray[np.float64] = np.where(np.isnan(finished), now, finished) - self.due[:count]
+        return ages

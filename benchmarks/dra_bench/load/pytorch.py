@@ -77,7 +77,9 @@ def pytorch_contenders(search: PyTorchSearch) -> tuple[Contender, ...]:
 
     @contextmanager
     def batches(size: int) -> Iterator[AnswerAll]:
-        yield lambda queries: [search.alone(queries[first : first + size]) for first in range(0, len(queries), size)]
+        yield lambda queries: [
+            answer for first in range(0, len(queries), size) for answer in search.alone(queries[first : first + size])
+        ]
 
     lock = threading.Lock()
     copies: SimpleQueue[PyTorchSearch] = SimpleQueue()
@@ -87,7 +89,7 @@ def pytorch_contenders(search: PyTorchSearch) -> tuple[Contender, ...]:
     def answer_with_a_copy(query: LoadQuery) -> object:
         one = copies.get()
         try:
-            return one.alone([query])
+            return one.alone([query])[0]
         finally:
             copies.put(one)
 
@@ -97,7 +99,7 @@ def pytorch_contenders(search: PyTorchSearch) -> tuple[Contender, ...]:
             name,
             f"{about}, one query at a time",
             "fp32",
-            lambda: pool(lambda query: search.answer([query], lock), callers),
+            lambda: pool(lambda query: search.answer([query], lock)[0], callers),
             batches,
         ),
         Contender(

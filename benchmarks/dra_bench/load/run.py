@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from dra_bench.load.attempt import Attempt, attempt
+from dra_bench.load.attempt import Attempt, Seconds, attempt
 from dra_bench.load.contender import Contender, QueryService
 from dra_bench.load.queries import LoadQuery
 from dra_bench.load.rates import USUAL_ATTEMPTS, attempt_queries, bracket, search_rates
 from dra_bench.load.turns import Queries, Turn
-from dra_bench.timing import Timings, measure
+from dra_bench.timing import Sleep, Timings, measure
 
 Key = tuple[str, str]  #: contender and how references are given
 Advance = Callable[[int, int], None]
@@ -87,6 +87,8 @@ def serve(
     limits: Mapping[str, float],
     seconds: float,
     advance: Advance,
+    clock: Seconds = time.perf_counter,
+    sleep: Sleep = time.sleep,
 ) -> dict[Key, list[Attempt]]:
     """Search the highest rate of each contender that holds p99 within ``limits`` (milliseconds by reference)."""
     an_attempt = seconds / (len(first) * USUAL_ATTEMPTS)
@@ -97,7 +99,7 @@ def serve(
             backend, reference = key
             asked = Numbered(services[backend], queries[reference])
             count = attempt_queries(rate, an_attempt)
-            return attempt(asked, rate, count, limits[reference] / 1e3, time.perf_counter, time.sleep)
+            return attempt(asked, rate, count, limits[reference] / 1e3, clock, sleep)
 
         return search_rates(first, try_rate, advance)
 

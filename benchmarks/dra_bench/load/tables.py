@@ -11,6 +11,8 @@ from dra_runtime.console import table
 
 Row = Mapping[str, Any]
 
+SHORT = {"id": "by id", "new": "new"}
+
 
 def load_text(result: Mapping[str, Any]) -> str:
     """Lay all out for people: a title, a table, and what to know about it."""
@@ -38,13 +40,15 @@ def verdicts(server: Sequence[Row]) -> list[str]:
         if not rows:
             continue
         best, least = rows[0], rows[-1]
-        line = f"{LABELS[reference]}, p99 within {milliseconds(best['limit_ms'])} ms: "
-        line += "nobody holds it at any rate" if not best["queries_per_second"] else f"most {_holds(best)}"
-        if least is not best and best["queries_per_second"]:
-            line += f"; least {_holds(least)}"
+        limit = f"{LABELS[reference]}, p99 within {milliseconds(best['limit_ms'])} ms:"
+        if not best["queries_per_second"]:
+            lines.append(f"{limit} nobody holds that at any rate")
+            continue
+        lines += [limit, f"  most: {_holds(best)}"]
+        if least is not best:
+            lines.append(f"  least: {_holds(least)}")
             if least["queries_per_second"]:
-                line += f", {times(best['queries_per_second'] / least['queries_per_second'])} less"
-        lines.append(line)
+                lines[-1] += f", {times(best['queries_per_second'] / least['queries_per_second'])} fewer"
     return lines
 
 
@@ -54,7 +58,11 @@ def rate(value: float) -> str:
 
 
 def _holds(row: Row) -> str:
-    return f"{row['backend']} with {rate(row['queries_per_second'])} a second"
+    return f"{row['backend']} with {_rate_or_none(row)} a second"
+
+
+def _rate_or_none(row: Row) -> str:
+    return rate(row["queries_per_second"]) if row["queries_per_second"] else "no rate"
 
 
 def _single_stream(rows: Iterable[Row]) -> str:
@@ -73,21 +81,11 @@ def _offline_line(same: Sequence[Row]) -> tuple[object, ...]:
     best = max(same, key=lambda row: row["queries_per_second"])
     spread = f"{rate(best['low'])} to {rate(best['high'])}"
     each = (rate(row["queries_per_second"]) for row in sorted(same, key=lambda row: row["batch"]))
-    return (*_who(best), *each, f"batch {best['batch']}", spread, best["samples"])
+    return (*_who(best), *each, best["batch"], spread, best["samples"])
 
 
 def _server(rows: Iterable[Row]) -> str:
-    header = (
-        "reference",
-        "contender",
-        "limit ms",
-        "holds a second",
-        "fails at",
-        "p50 ms",
-        "p99 ms",
-        "queries",
-        "tries",
-    )
+    header = ("reference", "contender", "rate held", "failed at", "p50 ms", "p99 ms", "queries", "tries")
     return table(header, (_server_line(row) for row in _sorted(rows)))
 
 
@@ -95,8 +93,7 @@ def _server_line(row: Row) -> tuple[object, ...]:
     at = next((a for a in row["attempts"] if a["held"] and a["queries_per_second"] == row["queries_per_second"]), None)
     found = ("", "", "") if at is None else (milliseconds(at["p50_ms"]), milliseconds(at["p99_ms"]), at["queries"])
     failed = "" if row["failed_at"] is None else rate(row["failed_at"])
-    held = rate(row["queries_per_second"]) if at else "none"
-    return (*_who(row), milliseconds(row["limit_ms"]), held, failed, *found, len(row["attempts"]))
+    return (*_who(row), _rate_or_none(row), failed, *found, len(row["attempts"]))
 
 
 def _threads(rows: Iterable[Row]) -> str:
@@ -117,7 +114,7 @@ def _threads(rows: Iterable[Row]) -> str:
 
 
 def _who(row: Row) -> tuple[str, str]:
-    return LABELS[row["reference"]], row["backend"]
+    return SHORT[row["reference"]], row["backend"]
 
 
 def _sorted(rows: Iterable[Row]) -> list[Row]:
