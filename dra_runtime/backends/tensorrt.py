@@ -18,7 +18,7 @@ import math
 import mmap
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,12 @@ from dra_runtime.sessions import Array, GpuOptions, Session
 _DTYPES = {"FLOAT": "float32", "INT32": "int32", "UINT8": "uint8"}
 
 
-def open_tensorrt(plan: Path, gpu: GpuOptions | None = None, host: Host | None = None) -> Session:
+def open_tensorrt(
+    plan: Path, gpu: GpuOptions | None = None, host: Host | None = None, watch: Callable[[Any], Any] | None = None
+) -> Session:
     """Open the plan of an engine, once its sidecar, its bytes and the host have been checked.
+
+    ``watch`` gets CUDA's runtime module and returns what is called in its place, to time what the engine does there.
 
     Raises
     ------
@@ -59,6 +63,8 @@ def open_tensorrt(plan: Path, gpu: GpuOptions | None = None, host: Host | None =
     sidecar = check_plan(plan, host)
     library = import_library(sidecar.library)
     cuda = load_cuda(sidecar.library)
+    if watch is not None:
+        cuda = watch(cuda)
     with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         engine, keep = engine_from_plan(library, content, sidecar.target.version_compatible)
     _require_tensors(plan, sidecar, engine)

@@ -141,7 +141,7 @@ def latency_command(
     """
     check_output(output)
     if engine is not None:
-        if bundles or checkpoint or names or gallery or texts or lengths:
+        if bundles or checkpoint or names or gallery or texts or lengths or threads or batches != (1,):
             raise UsageError(
                 "--engine times one graph alone; leave out what belongs to bundles, or give --bundle instead"
             )
