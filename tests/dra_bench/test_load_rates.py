@@ -45,7 +45,21 @@ def test_a_search_that_always_holds_ends():
 
 
 def test_an_attempt_is_as_long_as_its_time_but_for_its_least_queries():
-    assert [attempt_queries(rate, 2.0) for rate in (3.0, 100.0, 1e6)] == [50, 200, 20_000]
+    assert [attempt_queries(rate, 2.0, limit=0.05) for rate in (3.0, 100.0)] == [50, 200]
+    assert attempt_queries(100.0, 2.0, limit=0.5) == 1000  # 20 limits are 10 s
+
+
+def test_a_burst_that_is_over_before_the_limit_says_nothing():
+    """Nothing but the length of an attempt keeps a rate of ten times the capacity from holding a lax limit."""
+    simulation = Simulation()
+    (contender,) = [simulated("one", simulation, 0.01)]
+    asked = {"id": (LoadQuery("in red", id="a"),)}
+    found = serve(
+        [contender], asked, {("one", "id"): 50.0}, {"id": 2000.0}, 0.1, lambda *_: None,
+        simulation.clock, simulation.sleep,
+    )  # fmt: skip
+    (row,) = server_rows(found, {"id": 2000.0})
+    assert 85 < row["queries_per_second"] < 106
 
 
 def test_the_highest_rate_is_that_of_the_theory():
@@ -108,7 +122,7 @@ def served():
     ]
     first = first_rates(contenders, tuple(queries), offline)
     assert first["sleeps", "id"] == 25.0
-    found = serve(contenders, queries, first, limits, 60.0, lambda *_: None, simulation.clock, simulation.sleep)
+    found = serve(contenders, queries, first, limits, 40.0, lambda *_: None, simulation.clock, simulation.sleep)
     return server_rows(found, limits)
 
 

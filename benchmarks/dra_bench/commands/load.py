@@ -34,7 +34,7 @@ from dra_bench.load.queries import (
     load_queries,
     made_gallery,
 )
-from dra_bench.load.rates import LEAST_QUERIES, RESOLUTION
+from dra_bench.load.rates import LEAST_LIMITS, LEAST_QUERIES, RESOLUTION
 from dra_bench.load.run import SHARES, default_limits, first_rates, serve, server_rows, timed
 from dra_bench.load.runtime import batched, direct
 from dra_bench.load.tables import load_text
@@ -202,7 +202,12 @@ def _measured(
         "contenders": [
             {"backend": c.backend, "about": c.about, "precision": c.precision, "threads": threads} for c in contenders
         ],
-        "server_search": {"percentile": 99, "resolution": RESOLUTION, "least_queries": LEAST_QUERIES},
+        "server_search": {
+            "percentile": 99,
+            "resolution": RESOLUTION,
+            "least_queries": LEAST_QUERIES,
+            "least_limits": LEAST_LIMITS,
+        },
         "environment": {**surroundings, "used_by_others_percent": others},
         "raw": {
             "single_stream_ms": raw_rows(streams, stream_timings),

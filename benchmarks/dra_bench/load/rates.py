@@ -15,7 +15,7 @@ LEAST_SHARE = 1 / 32  #: of the first rate: where that fails too, the limit can'
 MOST_ATTEMPTS = 10
 USUAL_ATTEMPTS = 6  #: what a search takes as a rule, for the time left
 LEAST_QUERIES = 50  #: an attempt
-MOST_QUERIES = 20_000
+LEAST_LIMITS = 20  #: an attempt lasts so many times the limit: a queue that grows by 5 % of the rate passes it by then
 
 
 def next_rate(attempts: Sequence[tuple[float, bool]], first: float) -> float | None:
@@ -49,9 +49,12 @@ def bracket(attempts: Sequence[tuple[float, bool]]) -> tuple[float, float | None
     return held, min((rate for rate, held in attempts if not held), default=None)
 
 
-def attempt_queries(rate: float, seconds: float) -> int:
-    """Return how many queries an attempt of about ``seconds`` has: from 50 to 20,000."""
-    return min(max(round(rate * seconds), LEAST_QUERIES), MOST_QUERIES)
+def attempt_queries(rate: float, seconds: float, limit: float) -> int:
+    """Return how many queries an attempt of about ``seconds`` has: 50 or more, for 20 times the ``limit`` or longer.
+
+    A shorter burst would be answered within the limit at any rate: the queue it leaves is worked off after its end.
+    """
+    return max(round(rate * max(seconds, LEAST_LIMITS * limit)), LEAST_QUERIES)
 
 
 def search_rates(

@@ -98,8 +98,8 @@ def serve(
         def try_rate(key: Key, rate: float) -> Attempt:
             backend, reference = key
             asked = Numbered(services[backend], queries[reference])
-            count = attempt_queries(rate, an_attempt)
-            return attempt(asked, rate, count, limits[reference] / 1e3, clock, sleep)
+            limit = limits[reference] / 1e3
+            return attempt(asked, rate, attempt_queries(rate, an_attempt, limit), limit, clock, sleep)
 
         return search_rates(first, try_rate, advance)
 
