@@ -19,9 +19,9 @@ OPENVINO = "openvino"
 def openvino_graphs(encoder: Encoder, threads: int) -> Graphs:
     """Read the graphs of a float32 bundle into OpenVINO, on a number of threads and for the least latency.
 
-    Texts are cut to their length, as dra_runtime cuts them. Each shape is compiled for itself when it first comes, as
-    OpenVINO's guides advise: that is its fastest way, faster than one model with dynamic shapes, and costs memory for
-    each shape. Not safe to share between threads.
+    Images have one size, so the image encoder is compiled for each batch when it first comes, which is faster in
+    OpenVINO than one model for all batches. Texts are cut to their length, as dra_runtime cuts them: they have many, so
+    the text encoder's shapes stay dynamic. Not safe to share between threads.
 
     Raises
     ------
@@ -35,9 +35,10 @@ def openvino_graphs(encoder: Encoder, threads: int) -> Graphs:
     core = openvino.Core()
     bundle = encoder.bundle
     try:
-        image, text, compositor = (
-            _FixedShapes(core, bundle, graph, threads) for graph in ("image_encoder", "text_encoder", "compositor")
-        )
+        image = _Graph(core, bundle, "image_encoder", threads, fixed=True)
+        # OpenVINO 2026.4 crashes the process on some text encoders, small ones, when it compiles them for one shape
+        text = _Graph(core, bundle, "text_encoder", threads, fixed=False)
+        compositor = _Graph(core, bundle, "compositor", threads, fixed=False)
     except RuntimeError as error:  # OpenVINO's errors are such
         raise BackendError(f"OpenVINO can't read {bundle.path.name}: {str(error).strip().splitlines()[0]}") from error
 
@@ -50,7 +51,7 @@ def openvino_graphs(encoder: Encoder, threads: int) -> Graphs:
 
     return Graphs(
         OPENVINO,
-        "OpenVINO on the float32 bundle's graphs, compiled for each shape, latency hint",
+        "OpenVINO on the float32 bundle's graphs, latency hint, texts cut",
         tokens,
         lambda pixels: image.run({"image": pixels})["image_features"],
         lambda rows: text.run({"tokens": rows})["text_features"],
@@ -61,12 +62,12 @@ def openvino_graphs(encoder: Encoder, threads: int) -> Graphs:
     )
 
 
-class _FixedShapes:
-    """A graph that is compiled for every shape of its inputs that comes."""
+class _Graph:
+    """A graph in OpenVINO: one model for all shapes of its inputs, or with ``fixed`` one for each that comes."""
 
-    def __init__(self, core: Any, bundle: Bundle, graph: str, threads: int) -> None:
-        spec = bundle.manifest.graphs[graph]
-        self._core, self._model = core, core.read_model(bundle.file(spec.file))
+    def __init__(self, core: Any, bundle: Bundle, name: str, threads: int, fixed: bool) -> None:
+        spec = bundle.manifest.graphs[name]
+        self._core, self._model, self._fixed = core, core.read_model(bundle.file(spec.file)), fixed
         self._outputs = [tensor.name for tensor in spec.outputs]
         self._options = {
             "INFERENCE_NUM_THREADS": threads,
@@ -76,10 +77,11 @@ class _FixedShapes:
         self._compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        shapes = tuple(array.shape for array in inputs.values())
+        shapes = tuple(array.shape for array in inputs.values()) if self._fixed else ()
         if shapes not in self._compiled:
             model = self._model.clone()
-            model.reshape({name: list(array.shape) for name, array in inputs.items()})
+            if self._fixed:
+                model.reshape({name: list(array.shape) for name, array in inputs.items()})
             self._compiled[shapes] = self._core.compile_model(model, "CPU", self._options)
         outputs = self._compiled[shapes](dict(inputs))
         return {name: outputs[name] for name in self._outputs}
