@@ -12,8 +12,19 @@ from typing import Any
 
 from dra_runtime.engine_host import LIBRARIES
 from dra_runtime.errors import EngineFormatError
-from dra_runtime.manifest import FILE_NAME, OPTIONAL_GRAPHS, REQUIRED_GRAPHS, TensorSpec
-from dra_runtime.strict_json import short, values_from_json
+from dra_runtime.json_checks import (
+    WrongValueError,
+    flag_of,
+    keys_of,
+    list_of,
+    object_of,
+    one_of,
+    text_of,
+    whole_of,
+    wrong,
+)
+from dra_runtime.manifest import FILE_NAME, OPTIONAL_GRAPHS, REQUIRED_GRAPHS, TensorSpec, tensor_to_dict
+from dra_runtime.strict_json import values_from_json
 
 FORMAT, VERSION = "dra-engine", 1
 PRECISIONS = ("fp32", "fp16")
@@ -123,7 +134,10 @@ def sidecar_from_json(text: bytes) -> EngineSidecar:
         values = values_from_json(text)
     except ValueError as error:
         raise EngineFormatError(f"no JSON ({error})") from error
-    return _sidecar(values)
+    try:
+        return _sidecar(values)
+    except WrongValueError as error:
+        raise EngineFormatError(str(error)) from error
 
 
 def sidecar_to_dict(sidecar: EngineSidecar) -> dict[str, Any]:
@@ -162,8 +176,8 @@ def sidecar_to_dict(sidecar: EngineSidecar) -> dict[str, Any]:
             {name: dict(zip(("min", "opt", "max"), map(list, shapes), strict=True)) for name, shapes in profile.items()}
             for profile in sidecar.profiles
         ],
-        "inputs": [_tensor_to_dict(tensor) for tensor in sidecar.inputs],
-        "outputs": [_tensor_to_dict(tensor) for tensor in sidecar.outputs],
+        "inputs": [tensor_to_dict(tensor) for tensor in sidecar.inputs],
+        "outputs": [tensor_to_dict(tensor) for tensor in sidecar.outputs],
         "build": {
             "min_batch": build.min_batch,
             "opt_batch": build.opt_batch,
@@ -175,28 +189,30 @@ def sidecar_to_dict(sidecar: EngineSidecar) -> dict[str, Any]:
 
 
 def _sidecar(values: Any) -> EngineSidecar:
-    top = _keys(
+    top = keys_of(
         values,
         "the sidecar",
         "format version graph bundle_id onnx_sha256 plan library library_version target precision proof profiles "
         "inputs outputs build versions",
     )
-    _one_of(top["format"], "format", (FORMAT,))
+    one_of(top["format"], "format", (FORMAT,))
     if top["version"] != VERSION or type(top["version"]) is not int:
-        raise _broken("version", top["version"], f"{VERSION}; install the toolkit that built the engine")
-    plan = _keys(top["plan"], "plan", "file sha256 size")
+        raise wrong("version", top["version"], f"{VERSION}; install the toolkit that built the engine")
+    plan = keys_of(top["plan"], "plan", "file sha256 size")
     inputs = _tensors(top["inputs"], "inputs")
     return EngineSidecar(
-        graph=_one_of(top["graph"], "graph", (*REQUIRED_GRAPHS, *OPTIONAL_GRAPHS)),
-        bundle_id=_text(top["bundle_id"], "bundle_id", _SHA256, "64 hexadecimal digits"),
-        onnx_sha256=_text(top["onnx_sha256"], "onnx_sha256", _SHA256, "64 hexadecimal digits"),
-        plan=_text(plan["file"], "plan.file", FILE_NAME, "a plain file name"),
-        plan_sha256=_text(plan["sha256"], "plan.sha256", _SHA256, "64 hexadecimal digits"),
-        plan_size=_whole(plan["size"], "plan.size", 1, 2**53),
-        library=_one_of(top["library"], "library", LIBRARIES),
-        library_version=_text(top["library_version"], "library_version", _LIBRARY_VERSION, "a version such as 10.13.0"),
+        graph=one_of(top["graph"], "graph", (*REQUIRED_GRAPHS, *OPTIONAL_GRAPHS)),
+        bundle_id=text_of(top["bundle_id"], "bundle_id", _SHA256, "64 hexadecimal digits"),
+        onnx_sha256=text_of(top["onnx_sha256"], "onnx_sha256", _SHA256, "64 hexadecimal digits"),
+        plan=text_of(plan["file"], "plan.file", FILE_NAME, "a plain file name"),
+        plan_sha256=text_of(plan["sha256"], "plan.sha256", _SHA256, "64 hexadecimal digits"),
+        plan_size=whole_of(plan["size"], "plan.size", 1, 2**53),
+        library=one_of(top["library"], "library", LIBRARIES),
+        library_version=text_of(
+            top["library_version"], "library_version", _LIBRARY_VERSION, "a version such as 10.13.0"
+        ),
         target=_target(top["target"]),
-        precision=_one_of(top["precision"], "precision", PRECISIONS),
+        precision=one_of(top["precision"], "precision", PRECISIONS),
         proof=_proof(top["proof"]),
         profiles=_profiles(top["profiles"], inputs),
         inputs=inputs,
@@ -207,57 +223,57 @@ def _sidecar(values: Any) -> EngineSidecar:
 
 
 def _target(values: Any) -> Target:
-    target = _keys(values, "target", "platform compute_capabilities gpu hardware_compatible version_compatible")
+    target = keys_of(values, "target", "platform compute_capabilities gpu hardware_compatible version_compatible")
     return Target(
-        platform=_text(target["platform"], "target.platform", _LINE, "a platform such as linux-x86_64"),
+        platform=text_of(target["platform"], "target.platform", _LINE, "a platform such as linux-x86_64"),
         compute_capabilities=tuple(
-            _text(value, "target.compute_capabilities", _CAPABILITY, "compute capabilities such as '8.9'")
-            for value in _list(target["compute_capabilities"], "target.compute_capabilities")
+            text_of(value, "target.compute_capabilities", _CAPABILITY, "compute capabilities such as '8.9'")
+            for value in list_of(target["compute_capabilities"], "target.compute_capabilities")
         ),
-        gpu=None if target["gpu"] is None else _text(target["gpu"], "target.gpu", _LINE, "a GPU's name or null"),
-        hardware_compatible=_flag(target["hardware_compatible"], "target.hardware_compatible"),
-        version_compatible=_flag(target["version_compatible"], "target.version_compatible"),
+        gpu=None if target["gpu"] is None else text_of(target["gpu"], "target.gpu", _LINE, "a GPU's name or null"),
+        hardware_compatible=flag_of(target["hardware_compatible"], "target.hardware_compatible"),
+        version_compatible=flag_of(target["version_compatible"], "target.version_compatible"),
     )
 
 
 def _proof(values: Any) -> Proof:
     counted = "half_tensors float_tensors half_products float_products"
-    proof = _keys(values, "proof", f"half_share {counted} islands inspected")
-    counts = {name: _whole(proof[name], f"proof.{name}", 0, 2**31) for name in counted.split()}
+    proof = keys_of(values, "proof", f"half_share {counted} islands inspected")
+    counts = {name: whole_of(proof[name], f"proof.{name}", 0, 2**31) for name in counted.split()}
     islands = []
-    for number, value in enumerate(_list(proof["islands"], "proof.islands")):
+    for number, value in enumerate(list_of(proof["islands"], "proof.islands")):
         place = f"proof.islands[{number}]"
-        island = _keys(value, place, "op reason layers")
-        layers = tuple(_text(name, place, _LINE, "layers' names") for name in _list(island["layers"], place))
-        op = _text(island["op"], place, _LINE, "a layer's type")
-        islands.append(Island(op, _text(island["reason"], place, _LINE, "a reason"), layers))
+        island = keys_of(value, place, "op reason layers")
+        layers = tuple(text_of(name, place, _LINE, "layers' names") for name in list_of(island["layers"], place))
+        op = text_of(island["op"], place, _LINE, "a layer's type")
+        islands.append(Island(op, text_of(island["reason"], place, _LINE, "a reason"), layers))
     inspected = None
     if proof["inspected"] is not None:
-        kinds = _keys(proof["inspected"], "proof.inspected", "half single other")
-        inspected = Inspected(**{k: _whole(v, f"proof.inspected.{k}", 0, 2**31) for k, v in kinds.items()})
+        kinds = keys_of(proof["inspected"], "proof.inspected", "half single other")
+        inspected = Inspected(**{k: whole_of(v, f"proof.inspected.{k}", 0, 2**31) for k, v in kinds.items()})
     parsed = Proof(**counts, islands=tuple(islands), inspected=inspected)
     if type(proof["half_share"]) not in (int, float) or proof["half_share"] != parsed.half_share:
-        raise _broken("proof.half_share", proof["half_share"], f"{parsed.half_share}, what the counts beside it give")
+        raise wrong("proof.half_share", proof["half_share"], f"{parsed.half_share}, what the counts beside it give")
     return parsed
 
 
 def _profiles(values: Any, inputs: tuple[TensorSpec, ...]) -> tuple[Profile, ...]:
     profiles = []
-    for number, value in enumerate(_list(values, "profiles")):
+    for number, value in enumerate(list_of(values, "profiles")):
         place = f"profiles[{number}]"
-        shapes = _keys(value, place, " ".join(tensor.name for tensor in inputs))
+        shapes = keys_of(value, place, " ".join(tensor.name for tensor in inputs))
         profiles.append(
             {tensor.name: _range(shapes[tensor.name], f"{place}.{tensor.name}", tensor) for tensor in inputs}
         )
     if not profiles:
-        raise _broken("profiles", [], "at least one")
+        raise wrong("profiles", [], "at least one")
     return tuple(profiles)
 
 
 def _range(values: Any, place: str, tensor: TensorSpec) -> Range:
-    ends = _keys(values, place, "min opt max")
+    ends = keys_of(values, place, "min opt max")
     least, usual, most = (
-        tuple(_whole(size, f"{place}.{end}", 1, 2**31) for size in _list(ends[end], place))
+        tuple(whole_of(size, f"{place}.{end}", 1, 2**31) for size in list_of(ends[end], place))
         for end in ("min", "opt", "max")
     )
     fits = len(least) == len(usual) == len(most) == len(tensor.shape) and all(
@@ -265,29 +281,27 @@ def _range(values: Any, place: str, tensor: TensorSpec) -> Range:
         for a, b, c, size in zip(least, usual, most, tensor.shape, strict=True)
     )
     if not fits:
-        raise _broken(place, values, f"rising shapes of {tensor.name}, {list(tensor.shape)}")
+        raise wrong(place, values, f"rising shapes of {tensor.name}, {list(tensor.shape)}")
     return least, usual, most
 
 
 def _tensors(values: Any, place: str) -> tuple[TensorSpec, ...]:
     tensors = []
-    for number, value in enumerate(_list(values, place)):
+    for number, value in enumerate(list_of(values, place)):
         here = f"{place}[{number}]"
-        tensor = _keys(value, here, "name dtype shape")
+        tensor = keys_of(value, here, "name dtype shape")
         shape = tuple(
-            _text(size, f"{here}.shape", _SYMBOL, "numbers and symbols")
+            text_of(size, f"{here}.shape", _SYMBOL, "numbers and symbols")
             if isinstance(size, str)
-            else _whole(size, f"{here}.shape", 1, 2**31)
-            for size in _list(tensor["shape"], f"{here}.shape")
+            else whole_of(size, f"{here}.shape", 1, 2**31)
+            for size in list_of(tensor["shape"], f"{here}.shape")
         )
         if not shape:
-            raise _broken(f"{here}.shape", [], "at least the dimension of the batch")
-        name = _text(tensor["name"], f"{here}.name", _SYMBOL, "a name")
-        tensors.append(
-            TensorSpec(name, _one_of(tensor["dtype"], f"{here}.dtype", ("float32", "int32", "uint8")), shape)
-        )
+            raise wrong(f"{here}.shape", [], "at least the dimension of the batch")
+        name = text_of(tensor["name"], f"{here}.name", _SYMBOL, "a name")
+        tensors.append(TensorSpec(name, one_of(tensor["dtype"], f"{here}.dtype", ("float32", "int32", "uint8")), shape))
     if not tensors or len({tensor.name for tensor in tensors}) != len(tensors):
-        raise _broken(place, [tensor.name for tensor in tensors], "at least one tensor, and each name once")
+        raise wrong(place, [tensor.name for tensor in tensors], "at least one tensor, and each name once")
     return tuple(tensors)
 
 
@@ -298,73 +312,25 @@ def _outputs(values: Any, inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, .
     symbols = {size for tensor in inputs for size in tensor.shape if isinstance(size, str)}
     for tensor in outputs:
         if tensor.name in names:
-            raise _broken("outputs", tensor.name, "names that no input has")
+            raise wrong("outputs", tensor.name, "names that no input has")
         if not {size for size in tensor.shape if isinstance(size, str)} <= symbols:
-            raise _broken("outputs", list(tensor.shape), f"numbers and the inputs' {', '.join(sorted(symbols))}")
+            raise wrong("outputs", list(tensor.shape), f"numbers and the inputs' {', '.join(sorted(symbols))}")
     return outputs
 
 
 def _build(values: Any) -> BuildOptions:
-    build = _keys(values, "build", "min_batch opt_batch max_batch workspace")
+    build = keys_of(values, "build", "min_batch opt_batch max_batch workspace")
     least, usual, most = (
-        _whole(build[name], f"build.{name}", 1, 2**20) for name in ("min_batch", "opt_batch", "max_batch")
+        whole_of(build[name], f"build.{name}", 1, 2**20) for name in ("min_batch", "opt_batch", "max_batch")
     )
     if not least <= usual <= most:
-        raise _broken("build", [least, usual, most], "min_batch, opt_batch and max_batch in rising order")
+        raise wrong("build", [least, usual, most], "min_batch, opt_batch and max_batch in rising order")
     space = build["workspace"]
-    return BuildOptions(least, usual, most, None if space is None else _whole(space, "build.workspace", 1, 2**53))
+    return BuildOptions(least, usual, most, None if space is None else whole_of(space, "build.workspace", 1, 2**53))
 
 
 def _versions(values: Any) -> dict[str, str]:
-    if not isinstance(values, dict):
-        raise _broken("versions", values, "an object")
     return {
-        _text(name, "versions", _LINE, "names"): _text(value, f"versions.{name}", _LINE, "a version")
-        for name, value in values.items()
+        text_of(name, "versions", _LINE, "names"): text_of(value, f"versions.{name}", _LINE, "a version")
+        for name, value in object_of(values, "versions").items()
     }
-
-
-def _tensor_to_dict(tensor: TensorSpec) -> dict[str, Any]:
-    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
-
-
-def _keys(values: Any, place: str, expected: str) -> dict[str, Any]:
-    names = expected.split()
-    if not isinstance(values, dict) or sorted(values) != sorted(names):
-        found = sorted(values) if isinstance(values, dict) else values
-        raise _broken(place, found, f"exactly the keys {', '.join(names)}")
-    return values
-
-
-def _list(value: Any, place: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise _broken(place, value, "a list")
-    return value
-
-
-def _text(value: Any, place: str, pattern: re.Pattern[str], expected: str) -> str:
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise _broken(place, value, expected)
-    return value
-
-
-def _one_of(value: Any, place: str, allowed: tuple[str, ...]) -> str:
-    if not isinstance(value, str) or value not in allowed:
-        raise _broken(place, value, " or ".join(map(repr, allowed)))
-    return value
-
-
-def _whole(value: Any, place: str, least: int, most: int) -> int:
-    if type(value) is not int or not least <= value <= most:
-        raise _broken(place, value, f"a whole number from {least} to {most}")
-    return int(value)
-
-
-def _flag(value: Any, place: str) -> bool:
-    if not isinstance(value, bool):
-        raise _broken(place, value, "true or false")
-    return value
-
-
-def _broken(place: str, found: Any, expected: str) -> EngineFormatError:
-    return EngineFormatError(f"{place} has {short(found)}; expected {expected}")

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dra_runtime.errors import BundleFormatError, UsageError
+from dra_runtime.json_checks import WrongValueError, keys_of, object_of, one_of, text_of, whole_of, wrong
 from dra_runtime.preprocess import Preprocess
-from dra_runtime.strict_json import short, values_from_json
+from dra_runtime.strict_json import values_from_json
 from dra_runtime.tokenizer import MAX_MERGES
 
 Parsed = TypeVar("Parsed")
@@ -134,37 +135,10 @@ def manifest_from_dict(values: Any) -> Manifest:
     BundleFormatError
         A rule of docs/bundle.md is broken; the message names the place.
     """
-    top = _keys(
-        values,
-        "the manifest",
-        "schema_version bundle_id precision files graphs preprocess tokenizer embedding provenance parity",
-    )
-    version = _text(top["schema_version"], "schema_version", _VERSION, "a version such as '1.0'")
-    if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-        raise _broken("schema_version", version, f"{SCHEMA_VERSION}; install the toolkit that made the bundle")
-    image_inputs = IMAGE_INPUTS[: 1 if version == SCHEMA_VERSION else 2]
-    files = _mapping(top["files"], "files", _file_entry, FILE_NAME)
-    if MANIFEST in files:
-        raise _broken("files", MANIFEST, "other files; a manifest can't hold its own hash")
-    if SELFTEST not in files:
-        raise _broken("files", sorted(files), f"{SELFTEST} among them")
-    if (total := sum(entry.size for entry in files.values())) > MAX_FILES:
-        raise _broken("files", f"{total} bytes in all", f"at most {MAX_FILES}")
-    preprocess = _preprocess(top["preprocess"])
-    tokenizer = _tokenizer(top["tokenizer"], files)
-    dim = _whole(_keys(top["embedding"], "embedding", "dim")["dim"], "embedding.dim", 1, 65_536)
-    return Manifest(
-        schema_version=version,
-        bundle_id=_text(top["bundle_id"], "bundle_id", _SHA256, "64 hexadecimal digits"),
-        precision=_one_of(top["precision"], "precision", PRECISIONS),
-        files=files,
-        graphs=_graphs(top["graphs"], files, preprocess.image_size, dim, image_inputs),
-        preprocess=preprocess,
-        tokenizer=tokenizer,
-        dim=dim,
-        provenance=_plain_mapping(top["provenance"], "provenance"),
-        parity=None if top["parity"] is None else _plain_mapping(top["parity"], "parity"),
-    )
+    try:
+        return _manifest(values)
+    except WrongValueError as error:
+        raise BundleFormatError(f"{MANIFEST}: {error}") from error
 
 
 def schema_version_of(graphs: Mapping[str, GraphSpec]) -> str:
@@ -183,8 +157,8 @@ def manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
         "graphs": {
             name: {
                 "file": graph.file,
-                "inputs": [_tensor_to_dict(t) for t in graph.inputs],
-                "outputs": [_tensor_to_dict(t) for t in graph.outputs],
+                "inputs": [tensor_to_dict(t) for t in graph.inputs],
+                "outputs": [tensor_to_dict(t) for t in graph.outputs],
             }
             for name, graph in manifest.graphs.items()
         },
@@ -229,15 +203,49 @@ def manifest_values_from_json(text: bytes) -> Any:
         raise BundleFormatError(f"{MANIFEST} is no JSON ({error}); export the bundle again") from error
 
 
+def _manifest(values: Any) -> Manifest:
+    top = keys_of(
+        values,
+        "the manifest",
+        "schema_version bundle_id precision files graphs preprocess tokenizer embedding provenance parity",
+    )
+    version = text_of(top["schema_version"], "schema_version", _VERSION, "a version such as '1.0'")
+    if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        raise wrong("schema_version", version, f"{SCHEMA_VERSION}; install the toolkit that made the bundle")
+    image_inputs = IMAGE_INPUTS[: 1 if version == SCHEMA_VERSION else 2]
+    files = _mapping(top["files"], "files", _file_entry, FILE_NAME)
+    if MANIFEST in files:
+        raise wrong("files", MANIFEST, "other files; a manifest can't hold its own hash")
+    if SELFTEST not in files:
+        raise wrong("files", sorted(files), f"{SELFTEST} among them")
+    if (total := sum(entry.size for entry in files.values())) > MAX_FILES:
+        raise wrong("files", f"{total} bytes in all", f"at most {MAX_FILES}")
+    preprocess = _preprocess(top["preprocess"])
+    tokenizer = _tokenizer(top["tokenizer"], files)
+    dim = whole_of(keys_of(top["embedding"], "embedding", "dim")["dim"], "embedding.dim", 1, 65_536)
+    return Manifest(
+        schema_version=version,
+        bundle_id=text_of(top["bundle_id"], "bundle_id", _SHA256, "64 hexadecimal digits"),
+        precision=one_of(top["precision"], "precision", PRECISIONS),
+        files=files,
+        graphs=_graphs(top["graphs"], files, preprocess.image_size, dim, image_inputs),
+        preprocess=preprocess,
+        tokenizer=tokenizer,
+        dim=dim,
+        provenance=_plain_mapping(top["provenance"], "provenance"),
+        parity=None if top["parity"] is None else _plain_mapping(top["parity"], "parity"),
+    )
+
+
 def _graphs(
     values: Any, files: Mapping[str, FileEntry], image_size: int, dim: int, image_inputs: tuple[str, ...]
 ) -> dict[str, GraphSpec]:
     known = (*REQUIRED_GRAPHS, *OPTIONAL_GRAPHS)
-    values = _object(values, "graphs")
+    values = object_of(values, "graphs")
     if missing := [name for name in REQUIRED_GRAPHS if name not in values]:
-        raise _broken("graphs", sorted(values), f"{', '.join(missing)} as well")
+        raise wrong("graphs", sorted(values), f"{', '.join(missing)} as well")
     if unknown := [name for name in values if name not in known]:
-        raise _broken("graphs", unknown[0], f"only {', '.join(known)}")
+        raise wrong("graphs", unknown[0], f"only {', '.join(known)}")
     sizes: dict[str, int] = {"3": 3, "S": image_size, "D": dim}  # and T, once the image encoder has told it
     graphs: dict[str, GraphSpec] = {}
     for name in known:
@@ -246,7 +254,7 @@ def _graphs(
             if name == "image_encoder":  # the query takes the same pixels
                 image_inputs = (graphs[name].inputs[0].dtype,)
     if "reranker" in graphs and len(graphs["image_encoder"].outputs) != 2:
-        raise _broken("graphs.image_encoder.outputs", ["image_features"], "image_tokens too, since there is a reranker")
+        raise wrong("graphs.image_encoder.outputs", ["image_features"], "image_tokens too, since there is a reranker")
     return graphs
 
 
@@ -254,7 +262,7 @@ def _graph(
     values: Any, name: str, files: Mapping[str, FileEntry], sizes: dict[str, int], image_inputs: tuple[str, ...]
 ) -> GraphSpec:
     place = f"graphs.{name}"
-    graph = _keys(values, place, "file inputs outputs")
+    graph = keys_of(values, place, "file inputs outputs")
     inputs, outputs = _SIGNATURES[name]
     if name == "image_encoder" and isinstance(graph["outputs"], list) and len(graph["outputs"]) == 1:
         outputs = outputs[:1]  # a model without TAC has no image tokens
@@ -276,16 +284,16 @@ def _tensors(
     symbols: dict[str, str],
 ) -> tuple[TensorSpec, ...]:
     if not isinstance(values, list) or len(values) != len(signature):
-        raise _broken(place, values, f"a list of {', '.join(name for name, _, _ in signature)}")
+        raise wrong(place, values, f"a list of {', '.join(name for name, _, _ in signature)}")
     tensors = []
     for number, (value, (name, dtype, dims)) in enumerate(zip(values, signature, strict=True)):
         here = f"{place}[{number}]"
-        tensor = _keys(value, here, "name dtype shape")
-        _one_of(tensor["name"], f"{here}.name", (name,))
-        dtype = _one_of(tensor["dtype"], f"{here}.dtype", types.get(dtype, (dtype,)))
+        tensor = keys_of(value, here, "name dtype shape")
+        one_of(tensor["name"], f"{here}.name", (name,))
+        dtype = one_of(tensor["dtype"], f"{here}.dtype", types.get(dtype, (dtype,)))
         shape, wanted = tensor["shape"], dims.split()
         if not isinstance(shape, list) or len(shape) != len(wanted):
-            raise _broken(f"{here}.shape", shape, f"{len(wanted)} dimensions: {', '.join(wanted)}")
+            raise wrong(f"{here}.shape", shape, f"{len(wanted)} dimensions: {', '.join(wanted)}")
         for size, dim in zip(shape, wanted, strict=True):
             _dimension(size, dim, f"{here}.shape", sizes, symbols)
         tensors.append(TensorSpec(name, dtype, tuple(shape)))
@@ -294,117 +302,84 @@ def _tensors(
 
 def _dimension(size: Any, dim: str, place: str, sizes: dict[str, int], symbols: dict[str, str]) -> None:
     if dim in ("batch", "length"):
-        _text(size, place, _SYMBOL, f"a symbol's name for the free dimension {dim}, such as {dim!r}")
+        text_of(size, place, _SYMBOL, f"a symbol's name for the free dimension {dim}, such as {dim!r}")
         if symbols.setdefault(dim, size) != size or len(set(symbols.values())) != len(symbols):
-            raise _broken(place, size, f"one symbol for {dim} throughout the graph, and no other dimension's")
+            raise wrong(place, size, f"one symbol for {dim} throughout the graph, and no other dimension's")
     elif dim == "T" and type(size) is int and size * sizes["D"] > MAX_TOKEN_VALUES:
-        raise _broken(place, size, f"at most {MAX_TOKEN_VALUES // sizes['D']} image tokens of {sizes['D']} values")
+        raise wrong(place, size, f"at most {MAX_TOKEN_VALUES // sizes['D']} image tokens of {sizes['D']} values")
     elif type(size) is not int or size < 1 or sizes.setdefault(dim, size) != size:
-        raise _broken(place, size, str(sizes[dim]) if dim in sizes and sizes[dim] != size else "a number above 0")
+        raise wrong(place, size, str(sizes[dim]) if dim in sizes and sizes[dim] != size else "a number above 0")
 
 
 def _preprocess(values: Any) -> Preprocess:
-    values = _keys(values, "preprocess", "image_size pad_ratio interpolation mean std")
+    values = keys_of(values, "preprocess", "image_size pad_ratio interpolation mean std")
     for name in ("mean", "std"):
         if not isinstance(values[name], list):
-            raise _broken(f"preprocess.{name}", values[name], "a list of three numbers")
-    _whole(values["image_size"], "preprocess.image_size", 1, MAX_IMAGE_SIZE)
+            raise wrong(f"preprocess.{name}", values[name], "a list of three numbers")
+    whole_of(values["image_size"], "preprocess.image_size", 1, MAX_IMAGE_SIZE)
     try:
         return Preprocess.from_dict(values)
     except UsageError as error:
-        raise BundleFormatError(f"{MANIFEST}: preprocess: {error}") from error
+        raise WrongValueError(f"preprocess: {error}") from error
 
 
 def _tokenizer(values: Any, files: Mapping[str, FileEntry]) -> TokenizerSpec:
-    values = _keys(values, "tokenizer", "type merges context_length vocab_size start_token end_token")
-    vocab_size = _whole(values["vocab_size"], "tokenizer.vocab_size", 514, 514 + MAX_MERGES)
+    values = keys_of(values, "tokenizer", "type merges context_length vocab_size start_token end_token")
+    vocab_size = whole_of(values["vocab_size"], "tokenizer.vocab_size", 514, 514 + MAX_MERGES)
     return TokenizerSpec(
-        type=_one_of(values["type"], "tokenizer.type", ("clip_bpe",)),
+        type=one_of(values["type"], "tokenizer.type", ("clip_bpe",)),
         merges=_named_file(values["merges"], "tokenizer.merges", files),
-        context_length=_whole(values["context_length"], "tokenizer.context_length", 2, 65_536),
+        context_length=whole_of(values["context_length"], "tokenizer.context_length", 2, 65_536),
         vocab_size=vocab_size,
-        start_token=_whole(values["start_token"], "tokenizer.start_token", 0, vocab_size - 1),
-        end_token=_whole(values["end_token"], "tokenizer.end_token", 0, vocab_size - 1),
+        start_token=whole_of(values["start_token"], "tokenizer.start_token", 0, vocab_size - 1),
+        end_token=whole_of(values["end_token"], "tokenizer.end_token", 0, vocab_size - 1),
     )
 
 
 def _file_entry(values: Any, place: str) -> FileEntry:
-    values = _keys(values, place, "sha256 size")
+    values = keys_of(values, place, "sha256 size")
     return FileEntry(
-        sha256=_text(values["sha256"], f"{place}.sha256", _SHA256, "64 hexadecimal digits"),
-        size=_whole(values["size"], f"{place}.size", 0, MAX_FILE),
+        sha256=text_of(values["sha256"], f"{place}.sha256", _SHA256, "64 hexadecimal digits"),
+        size=whole_of(values["size"], f"{place}.size", 0, MAX_FILE),
     )
 
 
 def _named_file(value: Any, place: str, files: Mapping[str, FileEntry]) -> str:
-    name = _text(value, place, FILE_NAME, "a plain file name")
+    name = text_of(value, place, FILE_NAME, "a plain file name")
     if name not in files:
-        raise _broken(place, name, "a name that stands in files")
+        raise wrong(place, name, "a name that stands in files")
     return name
 
 
 def _onnx_file(value: Any, place: str, files: Mapping[str, FileEntry]) -> str:
     name = _named_file(value, place, files)
     if not name.endswith(".onnx"):  # ONNX Runtime would read other formats by their suffix
-        raise _broken(place, name, "a name that ends in .onnx")
+        raise wrong(place, name, "a name that ends in .onnx")
     return name
 
 
-def _tensor_to_dict(tensor: TensorSpec) -> dict[str, Any]:
+def tensor_to_dict(tensor: TensorSpec) -> dict[str, Any]:
+    """Return the plain values of a tensor, as they stand in a manifest and in an engine's sidecar."""
     return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
-
-
-def _object(values: Any, place: str) -> dict[str, Any]:
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise _broken(place, values, "an object")
-    checked: dict[str, Any] = values
-    return checked
-
-
-def _keys(values: Any, place: str, expected: str) -> dict[str, Any]:
-    checked, names = _object(values, place), expected.split()
-    if unknown := [key for key in checked if key not in names]:
-        raise _broken(place, unknown[0], f"only the keys {', '.join(names)}; a newer toolkit may know more")
-    if missing := [name for name in names if name not in checked]:
-        raise _broken(place, sorted(checked), f"the key {missing[0]} too")
-    return checked
 
 
 def _mapping(
     values: Any, place: str, parse: Callable[[Any, str], Parsed], pattern: re.Pattern[str]
 ) -> dict[str, Parsed]:
-    values = _object(values, place)
+    values = object_of(values, place)
     for name in values:
-        _text(name, place, pattern, "plain file names (letters, digits, '.', '_', '-'; no path)")
+        text_of(name, place, pattern, "plain file names (letters, digits, '.', '_', '-'; no path)")
     return {name: parse(value, f"{place}.{name}") for name, value in values.items()}
 
 
-def _text(value: Any, place: str, pattern: re.Pattern[str], expected: str) -> str:
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise _broken(place, value, expected)
-    return value
-
-
-def _whole(value: Any, place: str, least: int, most: int) -> int:
-    if type(value) is not int or not least <= value <= most:
-        raise _broken(place, value, f"a whole number from {least} to {most}")
-    return int(value)
-
-
-def _one_of(value: Any, place: str, allowed: tuple[str, ...]) -> str:
-    if not isinstance(value, str) or value not in allowed:
-        raise _broken(place, value, " or ".join(map(repr, allowed)))
-    return value
-
-
 def _plain_mapping(values: Any, place: str) -> dict[str, Any]:
-    checked = _object(values, place)
+    checked = object_of(values, place)
     try:
         plain = _is_plain(checked)
     except RecursionError:
         plain = False
     if not plain:
-        raise _broken(place, checked, "plain JSON values: texts, finite numbers, true, false, null, lists, objects")
+        raise wrong(place, checked, "plain JSON values: texts, finite numbers, true, false, null, lists, objects")
     return checked
 
 
@@ -416,7 +391,3 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     return value is None or isinstance(value, str | int)
-
-
-def _broken(place: str, found: Any, expected: str) -> BundleFormatError:
-    return BundleFormatError(f"{MANIFEST}: {place} has {short(found)}; expected {expected}")
