@@ -18,6 +18,7 @@ def _load(name):
 
 _load("simulated_load")
 _load("compare_runs")
+_load("report_runs")
 
 COLOURS = ["red", "green", "blue", "gold", "black", "white", "purple", "orange", "gray", "brown", "pink", "cyan"]
 
@@ -127,6 +128,12 @@ def write_run(folder):
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content))
     return folder
+
+
+@pytest.fixture(scope="session")
+def full_run(tmp_path_factory):
+    """A run folder with every file that the report knows; it stays as it is."""
+    return sys.modules["report_runs"].add_all(write_run(tmp_path_factory.mktemp("runs") / "full-run"))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from dra_bench.cli import main
-from dra_bench.write_report import gallery_ranking
+from dra_bench.report.write import gallery_ranking
 from dra_bench.shown import answer
 from dra_export.parity.verify import verify
 from dra_runtime.bundle import Bundle

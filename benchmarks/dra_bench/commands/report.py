@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dra_bench.write_report import write_report
+from dra_bench.report.write import write_report
 from dra_train.commands.dataset_options import DATASET_HELP
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dra_bench.picture import draw_queries
-from dra_bench.report import caveat, page_from_run, render_html, render_markdown, shown_line
-from dra_bench.run_folder import read_run
+from dra_bench.report.build import page_from_run, shown_line
+from dra_bench.report.changed import changed_pictures
+from dra_bench.report.render import render_html, render_markdown
+from dra_bench.report.run_folder import Run, read_run
+from dra_bench.report.verdict import caveat
 from dra_bench.shown import answer, choose, rule
 from dra_runtime import __version__
 from dra_runtime.encoder import Encoder
@@ -36,7 +39,8 @@ def write_report(folder: Path, output: Path, dataset: str | Path, count: int, se
     chosen = choose(data.queries, count, seed)
     shown = answer(chosen, data, gallery_ranking(gallery, data))
     how = rule(len(chosen), seed)
-    page = page_from_run(run, shown, how, __version__)
+    changed = changed_pictures(run.recall["splits"], _compared(run, dataset, parts))
+    page = page_from_run(run, shown, how, __version__, changed)
     picture = io.BytesIO()
     draw_queries(shown, f"{shown_line(shown)} {how} {caveat(run)}").save(picture, format="PNG", optimize=True)
     written = {
@@ -47,6 +51,16 @@ def write_report(folder: Path, output: Path, dataset: str | Path, count: int, se
     for path, content in written.items():
         write_bytes(path, content)
     return list(written)
+
+
+def _compared(run: Run, dataset: str | Path, opened: Sequence[Dataset]) -> Iterator[Dataset]:
+    """Open the splits of this data set that recall.json compares and that have changed queries."""
+    yield from opened
+    known = {part.split for part in opened}
+    for split in run.recall["splits"]:
+        if split["dataset"] == opened[0].name and split["changed"] and split["split"] not in known:
+            known.add(split["split"])
+            yield from open_dataset(dataset, split["split"], gallery=split.get("gallery_name", "original"))
 
 
 def gallery_ranking(gallery: Gallery, dataset: Dataset) -> Callable[[Query], Sequence[str]]:

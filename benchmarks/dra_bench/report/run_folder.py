@@ -1,9 +1,9 @@
-"""Read what a run left in its folder: recalls, parity, latencies."""
+"""Read what a run left in its folder: recalls, parity, latencies, and whatever else was measured."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,16 @@ EVALUATION = ("eval.json", ("dataset", "split", "queries", "gallery", "metrics",
 VERIFY = ("verify.json", ("passed", "graphs"), "dra-export verify")
 LATENCY = ("latency.json", ("rows", "ratios", "environment"), "dra-bench latency")
 RECALL = ("recall.json", ("passed", "splits"), "dra-bench recall")
+# These are shown where they are there.
+MORE = (
+    ("load.json", ("limit_ms", "single_stream", "offline", "server", "threads", "environment"), "dra-bench load"),
+    ("growth.json", ("curves", "environment"), "dra-bench growth"),
+    ("roofline.json", ("machine", "parts", "environment"), "dra-bench roofline"),
+    ("endtoend.json", ("rows", "environment"), "dra-bench endtoend"),
+    ("memory.json", ("rows", "queries", "environment"), "dra-bench memory"),
+    ("coldstart.json", ("rows", "gallery", "environment"), "dra-bench coldstart"),
+    ("gallery.json", ("sizes", "environment"), "dra-bench gallery"),
+)
 
 
 @dataclass(frozen=True)
@@ -22,22 +32,24 @@ class Run:
 
     name: str
     evaluations: tuple[dict[str, Any], ...]  #: one a split
-    verify: dict[str, Any]
+    verified: tuple[dict[str, Any], ...]  #: one an artifact
     latency: dict[str, Any]
     recall: dict[str, Any]
+    more: dict[str, dict[str, Any]] = field(default_factory=dict)  #: by file name, those that are there
 
 
 def read_run(folder: Path) -> Run:
-    """Read the four JSON files of a run folder.
+    """Read the JSON files of a run folder; only eval, verify, latency and recall must be there.
 
     UsageError names the file that is missing or malformed, and the command that writes it.
     """
     if not folder.is_dir():
         names = ", ".join(f[0] for f in (EVALUATION, VERIFY, LATENCY, RECALL))
         raise UsageError(f"{folder} is no folder; expected a run that holds {names}")
-    evaluations = _read(folder, *EVALUATION)
-    verify, latency, recall = (_read(folder, *f)[0] for f in (VERIFY, LATENCY, RECALL))
-    return Run(folder.resolve().name, tuple(evaluations), verify, latency, recall)
+    evaluations, verified = _read(folder, *EVALUATION), _read(folder, *VERIFY)
+    latency, recall = (_read(folder, *f)[0] for f in (LATENCY, RECALL))
+    more = {f[0]: _read(folder, *f)[0] for f in MORE if (folder / f[0]).exists()}
+    return Run(folder.resolve().name, tuple(evaluations), tuple(verified), latency, recall, more)
 
 
 def _read(folder: Path, name: str, keys: tuple[str, ...], command: str) -> list[dict[str, Any]]:
