@@ -18,8 +18,9 @@ from dra_runtime.errors import GalleryError, GalleryMismatchError, UsageError
 from dra_runtime.folder import images_of_folder
 from dra_runtime.gallery_answers import Hit, Query, answer, answer_vectors
 from dra_runtime.gallery_encode import Progress, check_metadata, checked_images, encode, vectors_of
-from dra_runtime.gallery_file import check_id, read_contents, write_parts
+from dra_runtime.gallery_file import read_contents, write_parts
 from dra_runtime.gallery_index import IndexReport, built_index, checked_kind, opened_index
+from dra_runtime.ids import check_id
 from dra_runtime.metadata import Item, Value, Where
 from dra_runtime.preprocess import ImageSource
 from dra_runtime.rerank import Images, KnownImages, check_stored_tokens, paths_of
@@ -155,7 +156,7 @@ class Gallery:
             An id stands twice, or the shapes don't fit.
         """
         features = checked_features(image_features, "image_features", encoder.dim)
-        ids = [check_id(name) for name in ids]
+        ids = [check_id(name) for name in _several(ids)]
         if len(set(ids)) != len(ids) or len(ids) != len(features):
             raise UsageError(f"{len(set(ids))} different ids for {len(features)} vectors; give as many as there are")
         check_metadata(metadata, ids)

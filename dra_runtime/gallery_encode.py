@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from dra_runtime.encoder import Encoder, Features
 from dra_runtime.errors import UsageError
-from dra_runtime.gallery_file import check_id
+from dra_runtime.ids import check_id
 from dra_runtime.image_stream import encoded_images
 from dra_runtime.metadata import Item
 from dra_runtime.preprocess import ImageSource

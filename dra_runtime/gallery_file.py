@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from dra_runtime.bundle import Integrity
 from dra_runtime.container import (
-    MAX_HEADER,
     SHA256,
     Column,
     Layout,
@@ -33,14 +32,11 @@ from dra_runtime.container import (
 from dra_runtime.errors import GalleryError, GalleryFormatError, UsageError
 from dra_runtime.folder import IndexedFiles
 from dra_runtime.gallery_index import IndexReport, StoredIndex, report_from_json, report_to_json
-from dra_runtime.ids import MAX_ID, PackedIds, check_id, check_order, check_packed
+from dra_runtime.ids import PackedIds, check_order, check_packed
 from dra_runtime.metadata import Column as MetadataColumn
 from dra_runtime.metadata import Metadata, check_key, check_keys, joined
 from dra_runtime.regular_file import open_regular
 from dra_runtime.vectors import Array, Storage, Unit, Vectors, none_of, order_of, rows
-
-__all__ = ["MAX_HEADER", "MAX_ID", "Contents", "Header", "bundle_of", "check_id", "check_target", "read_contents"]
-__all__ += ["read_files", "read_gallery", "read_header", "write_gallery", "write_parts"]
 
 FORMAT, VERSION = "dra-gallery", "2"
 MAX_INDEX_ARRAYS = 64
@@ -286,6 +282,9 @@ def _header(layout: Layout) -> Header:
         allowed |= {_SIZES: ("i8", (count,)), _TIMES: ("i8", (count,))}
         if not {_SIZES, _TIMES} <= set(entries):
             raise ValueError("a folder without its files")
+    index = report_from_json(metadata["index"]) if "index" in metadata else None
+    if index is not None and index.images != count:
+        raise ValueError(f"an index over {index.images} images where it holds {count}")
     for key in keys:
         check_key(key)
         allowed |= {_CODES + key: ("i4", (count,)), _VALUES + key: ("u1", (None,))}
@@ -310,7 +309,7 @@ def _header(layout: Layout) -> Header:
         storage="float16" if entries["unit"].dtype == np.float16 else "float32",
         keys=tuple(sorted(keys)),
         tokens="tokens" in entries,
-        index=report_from_json(metadata["index"]) if "index" in metadata else None,
+        index=index,
         folder=metadata.get("folder"),
     )
 

@@ -71,7 +71,8 @@ def report_from_json(text: str) -> IndexReport:
     if (
         report.kind not in KINDS
         or not all(type(n) is int and 0 <= n < 2**40 for n in whole)
-        or not all(type(n) in (int, float) and math.isfinite(n) for n in numbers)
+        or not all(type(n) in (int, float) and 0 <= n < math.inf for n in numbers)
+        or report.recall_at_10 > 1
     ):
         raise ValueError("impossible settings of an index")
     return report

@@ -17,8 +17,9 @@ import numpy.typing as npt
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import GalleryError, UsageError
 from dra_runtime.folder import FolderImage, IndexedFiles, folder_images
-from dra_runtime.gallery_file import check_id, check_target, write_gallery
+from dra_runtime.gallery_file import check_target, write_gallery
 from dra_runtime.gallery_index import IndexReport, StoredIndex, built_index, checked_kind
+from dra_runtime.ids import check_id
 from dra_runtime.image_stream import EncodedBatch, encoded_images
 from dra_runtime.index_update import OlderGallery, older_gallery
 from dra_runtime.journal import Head, Journal, open_journal

@@ -6,9 +6,9 @@ import json
 import zipfile
 from pathlib import Path
 
+from dra_runtime.container import MAX_HEADER
 from dra_runtime.errors import GalleryError, UsageError
 from dra_runtime.folder import SUFFIXES, images_of_folder
-from dra_runtime.gallery_file import MAX_HEADER
 from dra_runtime.manifest import MANIFEST, SELFTEST
 
 CHECKPOINT, BUNDLE, ONNX, PLAN, GALLERY = "checkpoint", "bundle", "onnx", "plan", "gallery"

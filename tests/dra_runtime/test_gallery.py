@@ -213,6 +213,8 @@ def test_features_that_fit_no_gallery(encoder):
     for ids, features in ((["a"], np.ones((2, 8))), (["a", "a"], np.ones((2, 8))), (["a"], np.ones((1, 9)))):
         with pytest.raises(UsageError):
             Gallery.from_features(encoder, ids, features)
+    with pytest.raises(UsageError, match="list of ids"):
+        Gallery.from_features(encoder, "ab", np.ones((2, 8)))
     with pytest.raises(GalleryError, match="'b'"):
         Gallery.from_features(encoder, ["a", "b"], [[1.0] * 8, [0.0] * 8])
 
