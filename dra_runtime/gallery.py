@@ -6,7 +6,6 @@ import os
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +23,7 @@ from dra_runtime.ids import check_id
 from dra_runtime.metadata import Item, Value, Where
 from dra_runtime.preprocess import ImageSource
 from dra_runtime.rerank import Images, KnownImages, check_stored_tokens, paths_of
-from dra_runtime.snapshot import Snapshot, parts, snapshot_of, whole, with_added, without
+from dra_runtime.snapshot import Snapshot, compacted, parts, snapshot_of, with_added, with_index, without
 from dra_runtime.threads import require_process
 from dra_runtime.vectors import Storage, checked_storage, vectors_from_features
 
@@ -383,10 +382,8 @@ class Gallery:
         with self._building:
             with self._lock:
                 before = self._snapshot
-                first, *others = before.segments
-                vectors = whole(before) if others or first.alive is not None else first.vectors
-                indexed = snapshot_of(vectors, first.index if vectors is first.vectors else None, kept=True)
-                self._snapshot = indexed
+                indexed = self._snapshot = compacted(before)
+            vectors = indexed.segments[0].vectors
             try:
                 index = built_index(kind, vectors.unit, self._encoder.threads, progress)
             except BaseException:
@@ -395,10 +392,7 @@ class Gallery:
                         self._snapshot = before  # with its index
                 raise
             with self._lock:
-                first, *others = self._snapshot.segments
-                if first.vectors is not vectors:
-                    raise GalleryError("all images were replaced while the index was built; build it again")
-                self._snapshot = Snapshot((replace(first, index=index, kept=True), *others))
+                self._snapshot = with_index(self._snapshot, vectors, index)
             return index.report
 
     def search(

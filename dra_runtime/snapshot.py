@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from dra_runtime.errors import UnknownIdError, UsageError
+from dra_runtime.errors import GalleryError, UnknownIdError, UsageError
 from dra_runtime.metadata import Value, allowed_rows, check_keys
 from dra_runtime.search import Ranked, top_k
 from dra_runtime.vectors import Vectors, merged, none_of, row_of
@@ -221,6 +221,26 @@ def whole(snapshot: Snapshot) -> Vectors:
     """Return all living rows as one set: those of a single segment as they are, otherwise a copy in memory."""
     first, others = parts(snapshot)
     return merged(first.vectors, first.alive, others) if len(others) else _living(first)
+
+
+def compacted(snapshot: Snapshot) -> Snapshot:
+    """Bring all living rows into one kept segment, with the index where it is over these very rows."""
+    first, vectors = snapshot.segments[0], whole(snapshot)
+    return snapshot_of(vectors, first.index if vectors is first.vectors else None, kept=True)
+
+
+def with_index(snapshot: Snapshot, vectors: Vectors, index: GalleryIndex) -> Snapshot:
+    """Put an index over the first segment, whose rows it was built over.
+
+    Raises
+    ------
+    GalleryError
+        The first segment has other rows than ``vectors`` by now.
+    """
+    first, *others = snapshot.segments
+    if first.vectors is not vectors:
+        raise GalleryError("all images were replaced while the index was built; build it again")
+    return Snapshot((replace(first, index=index, kept=True), *others))
 
 
 def _merged(first: Segment, second: Segment) -> Vectors:
