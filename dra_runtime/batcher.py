@@ -191,6 +191,9 @@ class Batcher:
     def close(self, drain: bool = True) -> None:
         """Take no more queries, and return when the last one is answered.
 
+        It waits for the batcher's threads, so don't call it from a future's callback, which may run in one of them, and
+        from an event loop call it by ``asyncio.to_thread``.
+
         Parameters
         ----------
         drain
