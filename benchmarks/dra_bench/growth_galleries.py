@@ -20,7 +20,7 @@ from dra_runtime.gallery_index import EXACT_BELOW
 SIZES = (1_000, 10_000, 25_000, 50_000, 100_000)  #: made where they aren't in the cache
 CACHED = (300_000, 1_000_000, 3_000_000, 10_000_000)  #: measured only where they are in the cache
 BEYOND = (1_000_000, 10_000_000, 100_000_000)  #: extrapolated where they weren't measured
-MEMORY_SHARE = 0.5  #: of the free memory that a gallery measured may fill: beyond, the disk would be measured
+MEMORY_SHARE = 0.5  #: of the free memory that all galleries may fill: beyond, the disk would be measured
 X = "items in the gallery"
 MEMORY = "memory of a process that answers"
 # An exact search reads every row. What an index reads grows less than that: a power of the size, by what is measured.
@@ -36,19 +36,24 @@ Key = tuple[int, str]  #: items and variant
 def chosen_sizes(
     asked: Sequence[int], variants: Sequence[str], collections: Mapping[int, Collection], available: float | None
 ) -> tuple[list[Key], list[Key]]:
-    """Return which galleries to measure, and which of them are left out because memory doesn't hold them.
+    """Return which galleries to measure, and which of them are left out because memory doesn't hold them beside others.
 
-    ``asked`` are made where they aren't there; others are taken where the cache has them.
+    ``asked`` are made where they aren't there; others are taken where the cache has them. ``available`` is in bytes.
     """
     wanted = [(items, variant) for items in sorted(collections) for variant in variants]
     there = [k for k in wanted if k[0] in asked or collections[k[0]].path(k[1]).is_file()]
-    fits = [k for k in there if available is None or vector_bytes(*k, collections[k[0]]) < MEMORY_SHARE * available]
+    fits: list[Key] = []
+    total = 0
+    for key in there:
+        total += resident_bytes(*key, collections[key[0]])
+        if available is None or total < MEMORY_SHARE * available:
+            fits.append(key)
     return fits, [k for k in there if k not in fits]
 
 
-def vector_bytes(items: int, variant: str, collection: Collection) -> int:
-    """Return the bytes of a gallery's vectors alone."""
-    return items * collection.encoder.dim * (4 if variant == "float32" else 2)
+def resident_bytes(items: int, variant: str, collection: Collection) -> int:
+    """Return about how much memory searching fills: the vectors, twice for ivf, which keeps a copy of its own."""
+    return items * collection.encoder.dim * (2 if variant in ("float16", "flat", "hnsw") else 4)
 
 
 def available_memory(meminfo: Path = Path("/proc/meminfo")) -> float | None:

@@ -192,8 +192,10 @@ def test_galleries_that_are_not_asked_for_are_taken_from_the_cache_alone(collect
     assert keys[-1] == (1_000_000, "float32")
     assert too_large == []
     dim = collections[1_000].encoder.dim
-    keys, too_large = chosen_sizes([1_000], variants, collections, 2 * 4e6 * dim)  # half of it isn't more
-    assert too_large == [(1_000_000, "float32")]
+    together = (1_000 * (4 + 2) + 1_000_000 * 4) * dim  # of which half may be filled
+    assert chosen_sizes([1_000], variants, collections, 2 * together + 1)[1] == []
+    keys, too_large = chosen_sizes([1_000], variants, collections, 2 * together)
+    assert (keys, too_large) == ([(1_000, "float32"), (1_000, "float16")], [(1_000_000, "float32")])
 
 
 def test_free_memory_is_read(tmp_path):

@@ -34,7 +34,7 @@ from dra_runtime.gallery import Gallery
 
 QUERIES = 500
 PROBE_QUERIES = 20
-NO_MEMORY = "its vectors would fill more than half of the memory that is free, so that the disk would be measured"
+NO_MEMORY = "all galleries would fill more than half of the free memory, so that the disk would be measured"
 
 
 @dataclass
