@@ -183,18 +183,18 @@ def parts_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def in_words(row: Mapping[str, Any]) -> str:
-    """Say in one sentence how far a part is from its limit, and why it may be beyond."""
-    share = f"{100 * row['share_of_limit']:.0f} %"
+    """Say in one sentence how far a part is from its limit, and where more than all of it may come from."""
     if row["bound"] == "compute":
         product = "an INT8 matrix product" if 2 * row["int8_gop"] > row["gflop"] else "a matrix product"
-        said = f"{share} of what {product} reaches"
+        said = f"of what {product} reaches"
         beyond = "its products suit the processor or its caches better than the plain one"
     else:
-        said = f"{share} of the speed at which its {row['mbytes']:.3g} MB can be read from memory"
-        beyond = "they stay in the caches from call to call, which are faster than memory"
-    return (
-        f"{_part_name(row)}, {row['backend']}: {said}{f'; above 100 %: {beyond}' if row['share_of_limit'] > 1 else ''}."
-    )
+        said = f"of the speed at which its {row['mbytes']:.3g} MB can be read from memory"
+        beyond = "what it reads stays in the caches, in whole or in part, from call to call"
+    if row["interval"][0] <= 1:
+        beyond = "no more than the measurement's own spread"
+    more = f"; above 100 %: {beyond}" if row["share_of_limit"] > 1 else ""
+    return f"{_part_name(row)}, {row['backend']}: {100 * row['share_of_limit']:.0f} % {said}{more}."
 
 
 def _part_name(row: Mapping[str, Any]) -> str:

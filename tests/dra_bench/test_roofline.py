@@ -98,8 +98,10 @@ def test_words_say_what_binds_and_where_more_than_all_comes_from():
     assert image == "image, a: 80 % of what a matrix product reaches."
     assert text == "text, a: 50 % of the speed at which its 100 MB can be read from memory."
     assert by_id.startswith("query by id ×16, a: 200 % of the speed")
-    assert "above 100 %: they stay in the caches" in by_id
+    assert "above 100 %: what it reads stays in the caches" in by_id
     assert "125 % of what a matrix product reaches; above 100 %: its products suit" in better
+    unsure = in_words({**rows[2], "interval": [0.9, 3.0]})
+    assert unsure.endswith("; above 100 %: no more than the measurement's own spread.")
 
 
 def test_tables_carry_spread_and_samples():
