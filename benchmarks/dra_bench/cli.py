@@ -10,8 +10,9 @@ main = command_group(
     After a run (scripts/quickstart leaves one in runs/quickstart):
       dra-bench latency   --bundle bundle/ --checkpoint ckpt.pt -o latency.json
       dra-bench latency   --bundle bundle/ --bundle bundle-int8/ --checkpoint ckpt.pt
-      dra-bench recall    --bundle bundle/ --checkpoint ckpt.pt -o recall.json
+      dra-bench recall    --bundle bundle/ --bundle bundle-int8/ --checkpoint ckpt.pt -o recall.json
       dra-bench gallery   --bundle bundle/ --items 100000 --cache galleries/
+      dra-bench compare   before.json now.json
       dra-bench report    runs/quickstart
     """,
 )

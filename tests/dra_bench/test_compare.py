@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from compare_runs import latency_result, run_on
 
+from dra_bench.cli import main
 from dra_bench.compare import compare_figures, disagreement, verdict
 from dra_bench.run_figures import block_draws, run_figures
 
@@ -68,6 +69,12 @@ def test_a_faster_pytorch_leaves_the_others_behind_and_is_named(tmp_path, capsys
     )
     assert code == 1  # the bundle is less worth than it was
     assert out.splitlines()[0].startswith("faster: pytorch-eager, against onnxruntime-cpu")
+
+
+def test_whose_fault_it_is_does_not_depend_on_the_machines_mood(tmp_path, capsys):
+    b = latency_result({("onnxruntime-cpu int8", "text"): 0.5}, machine=2.0)  # its own time is what it was
+    _, out, _ = run_on("compare", tmp_path, capsys, latency_result(), b)
+    assert out.splitlines()[0] == "faster: onnxruntime-cpu int8, against pytorch-eager of the same run"
 
 
 def test_the_limit_says_what_counts():
@@ -143,6 +150,14 @@ def test_rows_of_one_run_alone_are_named(tmp_path, capsys):
     assert ["image, batch 1", "onnxruntime-cpu int8", ""] in result["only_in_a"]
     assert result["only_in_b"] == []
     assert {"says", "change", "times_as_fast", "samples"} <= set(result["changes"][0])
+
+
+@pytest.mark.parametrize("command", ["compare", "guard"])
+def test_help_shows_both_commands_of_a_comparison(command, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main([command, "--help"])
+    assert exit_info.value.code == 0
+    assert "dra-bench latency --bundle bundle/" in capsys.readouterr().out
 
 
 def test_nothing_in_common_is_said(tmp_path, capsys):
