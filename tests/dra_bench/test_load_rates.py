@@ -46,7 +46,7 @@ def test_a_search_that_always_holds_ends():
 
 def test_an_attempt_is_as_long_as_its_time_but_for_its_least_queries():
     assert [attempt_queries(rate, 2.0, limit=0.05) for rate in (3.0, 100.0)] == [50, 200]
-    assert attempt_queries(100.0, 2.0, limit=0.5) == 1000  # 20 limits are 10 s
+    assert attempt_queries(100.0, 2.0, limit=0.5) == 500  # 10 limits are 5 s
 
 
 def test_a_burst_that_is_over_before_the_limit_says_nothing():
@@ -59,7 +59,7 @@ def test_a_burst_that_is_over_before_the_limit_says_nothing():
         simulation.clock, simulation.sleep,
     )  # fmt: skip
     (row,) = server_rows(found, {"id": 2000.0})
-    assert 85 < row["queries_per_second"] < 106
+    assert 85 < row["queries_per_second"] < 112
 
 
 def test_the_highest_rate_is_that_of_the_theory():
@@ -104,6 +104,22 @@ def test_contenders_take_turns_until_each_is_done():
     assert all(done <= planned for done, planned in told)
 
 
+def test_a_search_without_time_ends_with_what_it_knows():
+    class One:
+        def __init__(self, rate, held):
+            self.rate, self.held = rate, held
+
+    capacity = {"between": 12.0, "low": 0.0, "high": 1e9}
+    found = search_rates(
+        dict.fromkeys(capacity, 8.0), lambda key, rate: One(rate, rate <= capacity[key]), time_is_over=lambda: True
+    )
+    assert {key: [one.rate for one in tries] for key, tries in found.items()} == {
+        "between": [8.0, 16.0],
+        "low": [8.0, 4.0, 2.0],
+        "high": [8.0, 16.0, 32.0],
+    }
+
+
 def simulated(name, simulation, seconds):
     return Contender(name, "", "fp32", lambda: opened(OneServer(simulation, lambda number: seconds)), None)
 
@@ -133,6 +149,15 @@ def test_a_planted_sleep_is_a_lower_rate_and_is_named(served):
     line = "\n".join(verdicts(served))
     assert "most: as it is with" in line
     assert "least: sleeps with" in line
+
+
+def test_one_that_holds_no_rate_is_named(served):
+    fast = next(row for row in served if row["backend"] == "as it is" and row["reference"] == "id")
+    stuck = {**fast, "backend": "stuck", "queries_per_second": 0.0, "p99_ms": None}
+    assert [line.strip() for line in verdicts([fast, stuck])[1:]] == [
+        f"most: as it is with {fast['queries_per_second']:.0f} a second",
+        "at no rate: stuck",
+    ]
 
 
 def test_a_row_tells_every_attempt(served):

@@ -15,7 +15,8 @@ LEAST_SHARE = 1 / 32  #: of the first rate: where that fails too, the limit can'
 MOST_ATTEMPTS = 10
 USUAL_ATTEMPTS = 6  #: what a search takes as a rule, for the time left
 LEAST_QUERIES = 50  #: an attempt
-LEAST_LIMITS = 20  #: an attempt lasts so many times the limit: a queue that grows by 5 % of the rate passes it by then
+LEAST_LIMITS = 10  #: an attempt lasts so many times the limit: a rate 10 % above the capacity, `RESOLUTION`, passes it
+LEAST_ATTEMPTS = 3  #: even where time is over; a search that knows a rate that holds and one that fails ends then
 
 
 def next_rate(attempts: Sequence[tuple[float, bool]], first: float) -> float | None:
@@ -50,7 +51,7 @@ def bracket(attempts: Sequence[tuple[float, bool]]) -> tuple[float, float | None
 
 
 def attempt_queries(rate: float, seconds: float, limit: float) -> int:
-    """Return how many queries an attempt of about ``seconds`` has: 50 or more, for 20 times the ``limit`` or longer.
+    """Return how many queries an attempt of about ``seconds`` has: 50 or more, for 10 times the ``limit`` or longer.
 
     A shorter burst would be answered within the limit at any rate: the queue it leaves is worked off after its end.
     """
@@ -61,6 +62,7 @@ def search_rates(
     first: Mapping[Key, float],
     try_rate: Callable[[Key, float], Attempt],
     advance: Callable[[int, int], None] = lambda done, planned: None,
+    time_is_over: Callable[[], bool] = lambda: False,
 ) -> dict[Key, list[Attempt]]:
     """Search the highest rate of all contenders, one attempt of each in turn.
 
@@ -72,6 +74,8 @@ def search_rates(
         Makes one attempt.
     advance
         Called with the attempts made and expected, for a progress bar.
+    time_is_over
+        Whether to make do with what is known: searches then end before their resolution.
 
     Returns
     -------
@@ -84,8 +88,9 @@ def search_rates(
         for key, start in first.items():
             if key in over:
                 continue
-            rate = next_rate([(one.rate, one.held) for one in found[key]], start)
-            if rate is None:
+            tries = [(one.rate, one.held) for one in found[key]]
+            rate = next_rate(tries, start)
+            if rate is None or (time_is_over() and _enough(tries)):
                 over.add(key)
                 continue
             found[key].append(try_rate(key, rate))
@@ -93,3 +98,8 @@ def search_rates(
             left = sum(max(USUAL_ATTEMPTS - len(found[key]), 1) for key in first if key not in over)
             advance(done, done + left)
     return found
+
+
+def _enough(attempts: Sequence[tuple[float, bool]]) -> bool:
+    held, failed = bracket(attempts)
+    return len(attempts) >= LEAST_ATTEMPTS or (held > 0 and failed is not None)

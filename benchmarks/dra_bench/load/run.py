@@ -23,6 +23,7 @@ SHARES = {"single_stream": 0.15, "offline": 0.2, "server": 0.5, "threads": 0.15}
 MOST_SAMPLES = 1000
 LEAST_SAMPLES = 5  #: of a row with several queries a call
 LIMIT_TIMES = 3.0  #: the slowest contender's p50 alone, times this, is the latency limit where none is given
+PATIENCE = 1.5  #: times its share that the server may take before its searches end early
 FIRST_SHARE = 0.5  #: of the rate with all queries at hand: where the search begins
 
 
@@ -101,7 +102,8 @@ def serve(
             limit = limits[reference] / 1e3
             return attempt(asked, rate, attempt_queries(rate, an_attempt, limit), limit, clock, sleep)
 
-        return search_rates(first, try_rate, advance)
+        latest = clock() + seconds * PATIENCE
+        return search_rates(first, try_rate, advance, lambda: clock() > latest)
 
 
 def server_rows(found: Mapping[Key, Sequence[Attempt]], limits: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -39,16 +39,17 @@ def verdicts(server: Sequence[Row]) -> list[str]:
         rows = sorted((row for row in server if row["reference"] == reference), key=lambda r: -r["queries_per_second"])
         if not rows:
             continue
-        best, least = rows[0], rows[-1]
-        limit = f"{LABELS[reference]}, p99 within {milliseconds(best['limit_ms'])} ms:"
-        if not best["queries_per_second"]:
+        holding = [row for row in rows if row["queries_per_second"]]
+        limit = f"{LABELS[reference]}, p99 within {milliseconds(rows[0]['limit_ms'])} ms:"
+        if not holding:
             lines.append(f"{limit} nobody holds that at any rate")
             continue
+        best, least = holding[0], holding[-1]
         lines += [limit, f"  most: {_holds(best)}"]
         if least is not best:
-            lines.append(f"  least: {_holds(least)}")
-            if least["queries_per_second"]:
-                lines[-1] += f", {times(best['queries_per_second'] / least['queries_per_second'])} fewer"
+            ratio = times(best["queries_per_second"] / least["queries_per_second"])
+            lines.append(f"  least: {_holds(least)}, {ratio} fewer")
+        lines += [f"  at no rate: {row['backend']}" for row in rows if not row["queries_per_second"]]
     return lines
 
 
@@ -58,11 +59,11 @@ def rate(value: float) -> str:
 
 
 def _holds(row: Row) -> str:
-    return f"{row['backend']} with {_rate_or_none(row)} a second"
+    return f"{row['backend']} with {rate(row['queries_per_second'])} a second"
 
 
 def _rate_or_none(row: Row) -> str:
-    return rate(row["queries_per_second"]) if row["queries_per_second"] else "no rate"
+    return rate(row["queries_per_second"]) if row["queries_per_second"] else "none"
 
 
 def _single_stream(rows: Iterable[Row]) -> str:
