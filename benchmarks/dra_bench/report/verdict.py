@@ -51,8 +51,11 @@ def has_passed(run: Run) -> bool:
 
 def check_line(run: Run) -> str:
     """Say how both checks ended, and which artifact missed what."""
-    cosines = [g["min_cosine"] for r in run.verified for g in r["graphs"].values()]
-    smallest = f" (smallest cosine {cosine(min(cosines))})" if cosines else ""
+    cosines = [(g["min_cosine"], r.get("name", "bundle")) for r in run.verified for g in r["graphs"].values()]
+    smallest = ""
+    if cosines:
+        value, name = min(cosines)
+        smallest = f" (smallest cosine {cosine(value)}{f', {name}' if len(run.verified) > 1 else ''})"
     states = {True: "passed", False: "FAILED"}
     verified = states[all(result["passed"] for result in run.verified)]
     missed = [f"{name}: {line}" for name, lines in failed_artifacts(run).items() for line in lines[:2]]

@@ -34,7 +34,8 @@ def load_plot(server: Sequence[Mapping[str, Any]], title: str, look: Look) -> Fi
     axes.set_title(f"server, {title}", color=palette.ink, fontsize=9.5, loc="left")
     queries = sorted({a["queries"] for a in attempts})
     asked = f"{queries[0]} to {queries[-1]}" if len(queries) > 1 else f"{queries[0]}"
-    axes.set_xlabel(f"queries a second{', log scale' if logs[0] else ''}; {asked} queries a point\nhollow: not held")
+    scale = ", log scale" if logs[0] else ""
+    axes.set_xlabel(f"queries a second{scale}; {asked} queries a point\nhollow: not held, p99 is at least that")
     axes.set_ylabel(f"p99 in milliseconds{', log scale' if logs[1] else ''}")
     handles = [Line2D([], [], color=look.colour(r["backend"]), marker=look.marker(r["backend"])) for r in server]
     names = [f"{row['backend']}: holds {rate(row['queries_per_second'])}/s" for row in server]
