@@ -19,6 +19,7 @@ SPREAD = (
     "y is the median of the samples, low and high are their quarter and three quarters; where extrapolated, the law's "
     "value, with its largest relative difference from the points that it was fitted to"
 )
+TOO_FEW = "a law needs three measured sizes of the last decade, for an index above 10,000 items; --items gives more"
 LONGER = "would take longer than this curve's part of --seconds"
 
 
@@ -82,7 +83,8 @@ class Gap:
 
     def words(self) -> str:
         """Say it in a line."""
-        return f"{self.part} by {self.curve}, {self.backend}, at {', '.join(f'{x:,}' for x in self.x)}: {self.reason}"
+        what = self.backend if self.curve in ("search", "memory") else f"{self.part}, {self.backend}"
+        return f"{self.curve} curve: {what}, at {', '.join(f'{x:,}' for x in self.x)}: {self.reason}"
 
 
 def affordable(
@@ -203,6 +205,16 @@ def gaps(name: Name, dropped: Sequence[Step], curves: Sequence[Curve]) -> list[G
         if (*key, step.x) not in there:
             missing.setdefault(key, []).append(step.x)
     return [Gap(name, part, backend, tuple(xs), LONGER) for (part, backend), xs in missing.items()]
+
+
+def unextended(curves: Sequence[Curve], beyond: Sequence[int]) -> list[Gap]:
+    """Name the curves that nothing could be extrapolated of, because they have too few points."""
+    found = []
+    for curve in curves:
+        missing = tuple(x for x in beyond if x > max(p.x for p in curve.points))
+        if missing:
+            found.append(Gap(curve.curve, curve.part, curve.backend, missing, TOO_FEW))
+    return found
 
 
 def raw_samples(name: Name, steps: Sequence[Step], timings: Timings) -> list[dict[str, Any]]:

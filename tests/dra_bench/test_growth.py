@@ -11,7 +11,7 @@ from dra_bench.contenders.bundles import bundle_encoders
 from dra_bench.fresh import Stage
 from dra_bench.gallery_cache import Collection
 from dra_bench.gallery_search import NAMES
-from dra_bench.growth import Axes, Gap, Step, affordable, curve_json, gaps, timed_curves
+from dra_bench.growth import Axes, Gap, Step, affordable, curve_json, gaps, timed_curves, unextended
 from dra_bench.growth_galleries import available_memory, chosen_sizes, memory_curves, search_curves
 from dra_bench.growth_steps import batch_curves, text_steps, thread_counts
 from dra_bench.growth_table import growth_tables
@@ -56,10 +56,10 @@ def test_all_steps_are_kept_where_there_is_time():
 
 
 def test_what_would_take_too_long_is_not_even_tried():
-    """A round of 14 may take 10 seconds here: 1 + 2 + 4 of one contender fit, 8 more don't."""
+    """Each of 14 rounds may take 12 seconds here: 1 + 2 + 4 fit, 8 more don't."""
     machine = Machine()
     steps = [machine.step("a", x, x) for x in (1, 2, 4, 8, 16)]
-    kept, dropped = affordable(steps, 11, 140, machine.clock)
+    kept, dropped = affordable(steps, 11, 168, machine.clock)
     assert [s.x for s in kept] == [1, 2, 4]
     assert [s.x for s in dropped] == [8, 16]
     assert max(x for _, x in machine.calls) == 4
@@ -112,6 +112,16 @@ def test_a_size_that_was_measured_is_not_extrapolated():
     assert [p.x for p in curve.points if p.extrapolated] == [10_000_000, 100_000_000]
 
 
+def test_what_can_not_be_extrapolated_is_named():
+    steps = steps_of(NAMES["float32"], (10_000, 100_000))
+    curves = search_curves(steps, timed(steps, [1, 10]))
+    assert [p.x for p in curves[0].points] == [10_000, 100_000]
+    (gap,) = unextended(curves, [100_000, 1_000_000])
+    assert (gap.curve, gap.backend, gap.x) == ("search", NAMES["float32"], (1_000_000,))
+    more = steps_of(NAMES["float32"], (10_000, 50_000, 100_000))
+    assert unextended(search_curves(more, timed(more, [1, 5, 10])), [1_000_000]) == []
+
+
 def test_extrapolated_points_are_as_uncertain_as_the_fit():
     steps = steps_of(NAMES["float32"], (10, 20, 40))
     (curve,) = search_curves(steps, timed(steps, [1, 10, 30]), beyond=[100])
@@ -132,7 +142,7 @@ def test_batches_are_given_by_call_and_by_item_and_what_was_too_long_is_extrapol
 
 def test_a_gap_says_what_is_missing_and_why():
     gap = Gap("batch", "image", "pytorch-eager", (32, 64), "too long")
-    assert gap.words() == "image by batch, pytorch-eager, at 32, 64: too long"
+    assert gap.words() == "batch curve: image, pytorch-eager, at 32, 64: too long"
     assert json.loads(json.dumps(gap.plain()))["x"] == [32, 64]
 
 

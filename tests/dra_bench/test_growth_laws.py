@@ -1,5 +1,6 @@
 """Laws of growth, against values worked out by hand."""
 
+import numpy as np
 import pytest
 
 from dra_bench.laws import fitted
@@ -25,6 +26,13 @@ def test_only_the_last_decade_counts():
     law = fitted("linear", [10, 99, 1000, 500, 100], [1e-9, 1e-9, 2000, 1000, 200])
     assert law.b == pytest.approx(2)
     assert law.over == (1000, 500, 100)
+
+
+def test_small_and_large_points_count_alike():
+    x, y = np.array([10, 20, 50, 100]), np.array([26, 45, 105, 260])
+    slope, intercept = np.polyfit(x, y, 1, w=1 / y)  # each residual divided by its value
+    law = fitted("linear", x, y)
+    assert (law.a, law.b) == pytest.approx((intercept, slope))
 
 
 def test_a_line_never_costs_less_than_nothing():

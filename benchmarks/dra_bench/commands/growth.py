@@ -120,7 +120,9 @@ def growth_command(
             require_made_from(encoder, bundle, source.sha256, checkpoint)
     torch.set_num_threads(threads)
     surroundings = environment(threads, shown_command())
-    unavailable = [{"backend": PYTORCH, "reason": "no --checkpoint was given"}] if source is None else []
+    unavailable = []
+    if source is None and {"batch", "text", "threads"} & set(chosen):
+        unavailable.append({"backend": PYTORCH, "reason": "no --checkpoint was given"})
     images = tuple(Image.fromarray(array) for array in encoders[0].bundle.selftest()["images"])
     work = Workload(images, encoders[0].preprocess, TEXT)
     total = sum(share for name, share in SHARES.items() if name in chosen)

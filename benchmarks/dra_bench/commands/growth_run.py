@@ -16,8 +16,9 @@ from dra_bench.contenders.backend import Floats
 from dra_bench.fresh import Probe, raw
 from dra_bench.gallery_cache import EXACT, KINDS, Collection, cached_gallery, held_out_queries
 from dra_bench.gallery_search import NAMES
-from dra_bench.growth import Curve, Gap, Name, Step, affordable, gaps, raw_samples
+from dra_bench.growth import Curve, Gap, Name, Step, affordable, gaps, raw_samples, unextended
 from dra_bench.growth_galleries import (
+    BEYOND,
     CACHED,
     Key,
     available_memory,
@@ -126,6 +127,7 @@ def run_galleries(
         del galleries
     if "memory" in chosen:
         _memory(found, encoder, plan, paths, queries, collections)
+    found.gaps += unextended([c for c in found.curves if c.curve in ("search", "memory")], BEYOND)
     found.runs["vectors"] = next(iter(collections.values())).recipe
     reason = 'faiss isn\'t installed; pip install "dra-toolkit[gallery]"'
     return None if installed else {"backend": ", ".join(NAMES[kind] for kind in KINDS), "reason": reason}
