@@ -45,7 +45,7 @@ def test_a_search_that_always_holds_ends():
 
 
 def test_an_attempt_is_as_long_as_its_time_but_for_its_least_queries():
-    assert [attempt_queries(rate, 2.0, limit=0.05) for rate in (3.0, 100.0)] == [50, 200]
+    assert [attempt_queries(rate, 2.0, limit=0.05) for rate in (3.0, 100.0)] == [100, 200]
     assert attempt_queries(100.0, 2.0, limit=0.5) == 500  # 10 limits are 5 s
 
 
@@ -115,7 +115,7 @@ def test_a_search_without_time_ends_with_what_it_knows():
     )
     assert {key: [one.rate for one in tries] for key, tries in found.items()} == {
         "between": [8.0, 16.0],
-        "low": [8.0, 4.0, 2.0],
+        "low": [8.0, 4.0, 2.0, 1.0, 0.5, 0.25],
         "high": [8.0, 16.0, 32.0],
     }
 

@@ -55,7 +55,7 @@ def poisson_arrivals(rate: float, count: int, seed: int) -> NDArray[np.float64]:
     """Return the seconds (count,) at which queries arrive: exponential gaps, scaled to ``rate`` in the mean.
 
     Scaled gaps are a Poisson process of which is known how many queries it had (order statistics, Ross, Stochastic
-    Processes, theorem 2.3.1). Without that an attempt of 50 queries would miss its rate by 14 % every third time. The
+    Processes, theorem 2.3.1). Without that an attempt of 100 queries would miss its rate by 10 % every third time. The
     same seed gives the same pattern at every rate, so all contenders meet the same bursts.
     """
     gaps = np.random.default_rng(seed).exponential(size=count + 1)

@@ -14,9 +14,9 @@ RESOLUTION = 1.1  #: the search ends when the lowest rate that failed is within 
 LEAST_SHARE = 1 / 32  #: of the first rate: where that fails too, the limit can't be held at any rate worth naming
 MOST_ATTEMPTS = 10
 USUAL_ATTEMPTS = 6  #: what a search takes as a rule, for the time left
-LEAST_QUERIES = 50  #: an attempt
+LEAST_QUERIES = 100  #: an attempt; below that the slowest of them alone would decide
 LEAST_LIMITS = 10  #: an attempt lasts so many times the limit: a rate 10 % above the capacity, `RESOLUTION`, passes it
-LEAST_ATTEMPTS = 3  #: even where time is over; a search that knows a rate that holds and one that fails ends then
+ENOUGH_ATTEMPTS = 3  #: where time is over and every rate held
 
 
 def next_rate(attempts: Sequence[tuple[float, bool]], first: float) -> float | None:
@@ -51,7 +51,7 @@ def bracket(attempts: Sequence[tuple[float, bool]]) -> tuple[float, float | None
 
 
 def attempt_queries(rate: float, seconds: float, limit: float) -> int:
-    """Return how many queries an attempt of about ``seconds`` has: 50 or more, for 10 times the ``limit`` or longer.
+    """Return how many queries an attempt of about ``seconds`` has: 100 or more, for 10 times the ``limit`` or longer.
 
     A shorter burst would be answered within the limit at any rate: the queue it leaves is worked off after its end.
     """
@@ -101,5 +101,6 @@ def search_rates(
 
 
 def _enough(attempts: Sequence[tuple[float, bool]]) -> bool:
+    """Whether a search may end early: never before a rate held, which would say that none does."""
     held, failed = bracket(attempts)
-    return len(attempts) >= LEAST_ATTEMPTS or (held > 0 and failed is not None)
+    return held > 0 and (failed is not None or len(attempts) >= ENOUGH_ATTEMPTS)
