@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dra_bench.backends import PYTORCH
+from dra_bench.contenders.backend import PYTORCH
 from dra_bench.figures import cosine, percent
 from dra_bench.latency import ratios_table, rows_table
 from dra_bench.runtime_results import runtime_sections

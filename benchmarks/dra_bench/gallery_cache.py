@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from dra_bench.backends import Floats
+from dra_bench.contenders.backend import Floats
 from dra_bench.mixed_vectors import RealVectors, character, mixed_blocks, recipe
 from dra_runtime.encoder import Encoder
 from dra_runtime.files import write_json

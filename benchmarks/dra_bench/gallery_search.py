@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dra_bench.backends import Floats
+from dra_bench.contenders.backend import Floats
 from dra_bench.figures import milliseconds, times
 from dra_bench.fresh import Stage, summary
 from dra_bench.timing import Cell, Timings, percentiles_ms, speedup

@@ -96,7 +96,7 @@ def rerank_cells(pytorch: PyTorchTowers | None, bundles: Sequence[BundleEncoder]
         candidates = np.repeat(tokens, RERANKED, axis=0)
         cells.append(Cell(bundle.name, "rerank", 1, None, partial(bundle.encoder.relations, tokens, candidates)))
         if pytorch is not None and pytorch.model.has_tac:
-            related = partial(_related, pytorch, tokens, candidates)
+            related = partial(pytorch.relations, tokens, candidates)
             cells.append(Cell(pytorch.name, "rerank", 1, None, related))
     return _each_once(cells)
 
@@ -152,13 +152,6 @@ def agreeing(
         else:
             kept.append(other)
     return kept, cosines, refused
-
-
-def _related(pytorch: PyTorchTowers, reference: Floats, candidates: Floats) -> Floats:
-    with torch.inference_mode():
-        ours = torch.from_numpy(reference).expand(len(candidates), -1, -1)
-        relations: Floats = pytorch.model.relate(ours, torch.from_numpy(candidates)).numpy()
-    return relations
 
 
 def _each_once(cells: Sequence[Cell]) -> list[Cell]:

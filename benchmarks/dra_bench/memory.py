@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dra_bench.backends import PYTORCH
+from dra_bench.contenders.backend import PYTORCH
 from dra_bench.fresh import Stage, raw, summary
 from dra_runtime.console import table
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dra_bench.backends import Floats
+from dra_bench.contenders.backend import Floats
 from dra_runtime.console import track
 from dra_runtime.encoder import IMAGE_BATCH, Encoder
 from dra_train.data import Dataset, open_dataset

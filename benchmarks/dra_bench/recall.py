@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from dra_bench.backends import bundle_encoders
+from dra_bench.contenders.bundles import bundle_encoders
 from dra_bench.figures import cosine, recall_name
 from dra_export.parity.artifacts import Artifact, bundle_artifact, emulated_artifact
 from dra_export.parity.graphs import Difference

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dra_bench.backends import PYTORCH
+from dra_bench.contenders.backend import PYTORCH
 from dra_bench.latency import LABELS
 from dra_bench.timing import RESAMPLES
 from dra_runtime.errors import UsageError

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from dra_bench.backends import pytorch_towers
+from dra_bench.contenders.pytorch import pytorch_towers
 from dra_bench.load.attempt import attempt
 from dra_bench.load.contender import Contender, pool
 from dra_bench.load.pytorch import pytorch_contenders, pytorch_search, with_shared_weights

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from dra_bench.backends import bundle_encoders
 from dra_bench.coldstart import coldstart_rows, coldstart_table
 from dra_bench.commands.common import (
     bundles_option,
@@ -20,6 +19,7 @@ from dra_bench.commands.common import (
     shown_command,
     threads_option,
 )
+from dra_bench.contenders.bundles import bundle_encoders
 from dra_bench.environment import environment
 from dra_bench.fresh import Probe, raw
 from dra_bench.latency import TEXT

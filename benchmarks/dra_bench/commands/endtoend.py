@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from dra_bench.backends import bundle_encoders
 from dra_bench.commands.common import (
     bundles_option,
     deliver,
@@ -21,6 +20,7 @@ from dra_bench.commands.common import (
     threads_option,
     timed_in_turns,
 )
+from dra_bench.contenders.bundles import bundle_encoders
 from dra_bench.endtoend import Journey, endtoend_rows, endtoend_table, journey_cells, raw_steps
 from dra_bench.environment import environment
 from dra_bench.gallery_cache import Collection, cached_gallery

@@ -9,7 +9,6 @@ from typing import Any
 import click
 import torch
 
-from dra_bench.backends import bundle_encoders, pytorch_towers
 from dra_bench.commands.common import (
     bundles_option,
     deliver,
@@ -22,6 +21,8 @@ from dra_bench.commands.common import (
     shown_command,
     threads_option,
 )
+from dra_bench.contenders.bundles import bundle_encoders
+from dra_bench.contenders.pytorch import pytorch_towers
 from dra_bench.environment import cpu_clock, environment, used_by_others
 from dra_bench.load.contender import Contender
 from dra_bench.load.pytorch import PyTorchSearch, pytorch_contenders, pytorch_search

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from dra_bench.backends import PYTORCH, bundle_encoders
 from dra_bench.commands.common import (
     bundles_option,
     checkpoint_option,
@@ -20,6 +19,8 @@ from dra_bench.commands.common import (
     shown_command,
     threads_option,
 )
+from dra_bench.contenders.backend import PYTORCH
+from dra_bench.contenders.bundles import bundle_encoders
 from dra_bench.environment import environment
 from dra_bench.fresh import Probe
 from dra_bench.latency import TEXT

@@ -11,7 +11,8 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from dra_bench.backends import Floats, PyTorchTowers
+from dra_bench.contenders.backend import Floats
+from dra_bench.contenders.pytorch import PyTorchTowers
 from dra_bench.load.contender import AnswerAll, Contender, pool
 from dra_bench.load.queries import K, LoadQuery
 from dra_runtime.gallery import Gallery

@@ -17,7 +17,7 @@ def main(checkpoint: str, picture: str, text: str, more: str, threads: str) -> N
     mark("import open_clip")
     import numpy as np
 
-    from dra_bench.backends import pytorch_towers
+    from dra_bench.contenders.pytorch import pytorch_towers
     from dra_runtime.preprocess import open_image
     from dra_train.model import DRA, DRAConfig
 
@@ -27,7 +27,7 @@ def main(checkpoint: str, picture: str, text: str, more: str, threads: str) -> N
     model = DRA(DRAConfig.from_dict(content["config"]))
     model.load_state_dict(content["model"], assign=True)
     del content
-    towers = pytorch_towers(model.eval())
+    towers = pytorch_towers(model.eval(), device=torch.device("cpu"))
     mark("load the checkpoint")
 
     def answer() -> None:

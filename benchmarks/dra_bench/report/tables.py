@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dra_bench.backends import PYTORCH
+from dra_bench.contenders.backend import PYTORCH
 from dra_bench.figures import cosine, milliseconds, percent, times
 from dra_bench.latency import LABELS
 from dra_bench.latency import ratios_table as latency_ratios_table
