@@ -89,7 +89,11 @@ def search_curves(steps: Sequence[Step], timings: Timings, beyond: Sequence[int]
 def memory_curves(
     runs: Mapping[Key, Sequence[Sequence[Stage]]], collections: Mapping[int, Collection], beyond: Sequence[int] = BEYOND
 ) -> list[Curve]:
-    """Make the curves of a process's resident memory after its answers, and beside exact ones what a formula says."""
+    """Make the curves of a process's resident memory after its answers, and beside exact ones what a formula says.
+
+    Of galleries with an index a line is fitted, to sizes at which it is asked. What an exact gallery takes is known:
+    the formula is extended in its place, because small galleries also fill buffers that large ones share.
+    """
     axes = Axes(MEMORY, X, "MB resident")
     points: dict[str, list[Point]] = {}
     for (items, variant), found in sorted(runs.items()):
@@ -99,9 +103,8 @@ def memory_curves(
     curves = []
     for variant in (name for name in NAMES if name in points):
         measured, law = points[variant], None
-        if any(x > measured[-1].x for x in beyond):
-            least = EXACT_BELOW if variant in KINDS else 0  # up to there the index isn't touched
-            law = fitted("linear", [p.x for p in measured], [p.y for p in measured], least)
+        if variant in KINDS and any(x > measured[-1].x for x in beyond):
+            law = fitted("linear", [p.x for p in measured], [p.y for p in measured], EXACT_BELOW)
         name = NAMES[variant]
         extrapolated = extended(measured, law, beyond)
         curves.append(Curve("memory", axes.title, "search", X, axes.y, name, extrapolated, law))

@@ -127,7 +127,9 @@ def run_galleries(
         del galleries
     if "memory" in chosen:
         _memory(found, encoder, plan, paths, queries, collections)
-    found.gaps += unextended([c for c in found.curves if c.curve in ("search", "memory")], BEYOND)
+    known = {NAMES[variant] for variant in EXACT}  # their memory has a formula
+    fitting = [c for c in found.curves if c.curve == "search" or (c.curve == "memory" and c.backend not in known)]
+    found.gaps += unextended(fitting, BEYOND)
     found.runs["vectors"] = next(iter(collections.values())).recipe
     reason = 'faiss isn\'t installed; pip install "dra-toolkit[gallery]"'
     return None if installed else {"backend": ", ".join(NAMES[kind] for kind in KINDS), "reason": reason}
