@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
-import torch
 from open_clip.tokenizer import SimpleTokenizer
 
 from dra_bench.contenders.backend import LEAST_COSINE, Backend, Floats, Unavailable
