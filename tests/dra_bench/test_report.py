@@ -390,3 +390,13 @@ def test_a_printed_table_keeps_its_empty_cells():
     table = printed_table("t", "T", "| a   |   b |\n| --- | --: |\n|     | 1.5 |\n| x   |     |")
     assert table.header == ("a", "b")
     assert table.rows == (("", "1.5"), ("x", ""))
+
+
+def test_the_verdict_names_the_fastest_other_way(full_run, run_folder, shown):
+    content = load(full_run, "latency.json")
+    query = next(r for r in content["ratios"] if r["candidate"]["part"] == "query")
+    fastest = {**query, "reference": {**query["reference"], "backend": "openvino"}, "times_as_fast": 0.93}
+    (run_folder / "latency.json").write_text(json.dumps({**content, "fastest_baselines": [fastest]}))
+    page = page_from_run(read_run(run_folder), shown[:1], "the rule", "0.1.0")
+    assert "as PyTorch's full query, and 0.93× as fast as openvino, the fastest other way." in page.verdict
+    assert Parsed(render_html(page)).tables["fastest-baselines"][1][3] == "0.93×"

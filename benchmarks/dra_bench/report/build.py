@@ -62,9 +62,10 @@ def shown_line(shown: Sequence[ShownQuery]) -> str:
 
 
 def contender_names(run: Run) -> tuple[str, ...]:
-    """Name all contenders of the report: the bundles first, then by what a plot of theirs names first."""
+    """Name all contenders of the report: the bundles first, then those that answer whole queries."""
     bundles = [b["backend"] for b in run.latency.get("bundles", [])]
-    timed = [row["backend"] for row in run.latency["rows"]]
+    rows = run.latency["rows"]
+    timed = [row["backend"] for row in rows if row["part"] == "query"] + [row["backend"] for row in rows]
     load, growth, roofline = (run.more.get(f"{name}.json", {}) for name in ("load", "growth", "roofline"))
     others = [*load.get("server", []), *growth.get("curves", []), *roofline.get("parts", [])]
     return tuple(dict.fromkeys([*bundles, *timed, *(row["backend"] for row in others)]))

@@ -16,7 +16,7 @@ from dra_bench.load.queries import LABELS
 from dra_bench.load.tables import load_text, rate
 from dra_bench.memory import memory_table, stages_table
 from dra_bench.report.images import both_schemes
-from dra_bench.report.page import Section, Table
+from dra_bench.report.page import Plot, Section, Table
 from dra_bench.report.plots.growth import growth_plot
 from dra_bench.report.plots.load import load_plot
 from dra_bench.report.plots.roofline import roofline_plot
@@ -25,6 +25,7 @@ from dra_bench.report.tables import printed_table, printed_tables
 from dra_bench.roofline import machine_table, parts_table
 
 Names = tuple[str, ...]
+WHOLE = ("query", "query_by_id")  #: curves of these are shown, those of their parts folded
 
 
 def more_sections(more: Mapping[str, dict[str, Any]], names: Names) -> list[Section]:
@@ -62,14 +63,18 @@ def load_section(load: Mapping[str, Any], names: Names) -> Section:
 
 def growth_section(growth: Mapping[str, Any], names: Names) -> Section:
     """Show how costs grow."""
-    curves, plots = growth["curves"], []
-    for together in _together(curves, ("curve", "x", "y", "part")):
+    curves = growth["curves"]
+    plots: list[Plot] = []
+    more: list[Plot] = []
+    whole = {c["curve"] for c in curves if c["part"] in WHOLE}
+    for together in _together(curves, ("curve", "title", "x", "y", "part")):
         first, names_of = together[0], ", ".join(curve["backend"] for curve in together)
-        several = len({c["part"] for c in curves if c["curve"] == first["curve"]}) > 1
+        several = len({c["part"] for c in curves if c["title"] == first["title"]}) > 1
         title = f"{first['title']}: {PARTS.get(first['part'], first['part'])}" if several else str(first["title"])
         alt = f"{title}: {first['y']} against {first['x']} of {names_of}"
-        plots.append(both_schemes(partial(growth_plot, together, title), names, alt))
-    titles = [f"{group[0]['title']}: {group[0]['y']}" for group in _together(curves, ("curve", "x", "y"))]
+        plot = both_schemes(partial(growth_plot, together, title), names, alt)
+        (more if first["curve"] in whole and first["part"] not in WHOLE else plots).append(plot)
+    titles = [f"By {group[0]['x']}: {group[0]['y']}" for group in _together(curves, ("curve", "x", "y"))]
     ids = [f"growth-{i}" for i in range(1, 1 + len(titles))]
     extrapolated = any(p["extrapolated"] for c in curves for p in c["points"])
     beyond = " Hollow points were not measured but extrapolated from the others." if extrapolated else ""
@@ -78,6 +83,7 @@ def growth_section(growth: Mapping[str, Any], names: Names) -> Section:
         "How cost grows",
         f"Each point is a median, its bar the spread of the samples.{beyond}{busy_note(growth['environment'])}",
         plots=tuple(plots),
+        more_plots=tuple(more),
         folded=tuple(printed_tables(ids, titles, growth_tables(growth["curves"]))),
     )
 

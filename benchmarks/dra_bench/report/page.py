@@ -48,7 +48,7 @@ class PageQuery:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page; ``folded`` tables are opened by whoever wants them."""
+    """One part of the page; ``more_plots`` and ``folded`` tables are opened by whoever wants them."""
 
     id: str
     title: str
@@ -56,6 +56,7 @@ class Section:
     plots: tuple[Plot, ...] = ()
     tables: tuple[Table, ...] = ()
     queries: tuple[PageQuery, ...] = ()
+    more_plots: tuple[Plot, ...] = ()
     folded: tuple[Table, ...] = ()
 
 

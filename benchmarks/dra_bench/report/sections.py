@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from dra_bench.backends import PYTORCH
+from dra_bench.contenders.backend import PYTORCH
 from dra_bench.figures import milliseconds, percent, recall_name
 from dra_bench.latency import LABELS
 from dra_bench.recall import PYTORCH_ROW
@@ -55,7 +55,8 @@ def recall_section(run: Run) -> Section:
 
 def latency_section(latency: Mapping[str, Any], names: tuple[str, ...]) -> Section:
     """Show how long a query takes with every contender, and what each part of it takes."""
-    counts = sorted({row["samples"] for row in latency["rows"]})
+    rows = latency["rows"]
+    counts = sorted({row["samples"] for row in rows})
     samples = " to ".join(str(c) for c in dict.fromkeys((counts[0], counts[-1])))
     machine = latency["environment"]
     missing = latency.get("unavailable", [])
@@ -81,12 +82,9 @@ def latency_section(latency: Mapping[str, Any], names: tuple[str, ...]) -> Secti
         "latency",
         "Latency on this machine",
         note,
-        plots=tuple(
-            _latency_plot(latency["rows"], part, names)
-            for part in (*QUERY_PARTS, *PARTS)
-            if whole_rows(latency["rows"], part)
-        ),
-        tables=(queries_table(latency),),
+        plots=tuple(_latency_plot(rows, part, names) for part in QUERY_PARTS if whole_rows(rows, part)),
+        more_plots=tuple(_latency_plot(rows, part, names) for part in PARTS if whole_rows(rows, part)),
+        tables=(queries,) if (queries := queries_table(latency)).rows else (),
         folded=tuple(folded),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dra_bench.backends import PYTORCH
+from dra_bench.contenders.backend import PYTORCH
 from dra_bench.environment import BUSY
 from dra_bench.figures import DEMO_DATASET, cosine, percent, recall_name, times
 from dra_bench.latency import LABELS, find_ratio
@@ -130,8 +130,10 @@ def _speed(latency: Mapping[str, Any]) -> str:
     several = len({ratio["candidate"]["backend"] for ratio in latency["ratios"]}) > 1
     name = f" with {found[0][0]['candidate']['backend']}" if several else ""
     said = f", a query{name} {' and '.join(words for _, words in found)} as PyTorch's full query"
-    baseline = find_ratio(latency.get("fastest_baselines", []), "query")
-    if baseline is None:
+    mine = found[0][0]["candidate"]
+    same = (ratio for ratio in latency.get("fastest_baselines", []) if ratio["candidate"] == mine)
+    baseline = next(same, None)
+    if baseline is None or baseline["reference"]["backend"] == PYTORCH:
         return said
     other = baseline["reference"]["backend"]
     return f"{said}, and {times(baseline['times_as_fast'])} as fast as {other}, the fastest other way"
@@ -143,7 +145,7 @@ def _problems(run: Run) -> Iterator[str]:
         for name, (part, value) in slower_bundles(run.latency).items():
             yield f"{name} is slower than PyTorch eager ({LABELS[part]}: {times(value)} as fast)"
     if busy := [name for name, content in run.more.items() if _is_busy(content)]:
-        yield f"Other programs were busy while {' and '.join(busy)} {'was' if len(busy) == 1 else 'were'} measured"
+        yield f"Other programs were busy while {', '.join(busy)} {'was' if len(busy) == 1 else 'were'} measured"
 
 
 def _is_busy(content: Mapping[str, Any]) -> bool:
