@@ -48,6 +48,15 @@ def growth_curves():
     return [{**curve, "backend": name} for name in NAMES[:6]]
 
 
+def gallery_curves():
+    """Sizes that lie close together and far beyond."""
+    points = growth_curves()[0]["points"]
+    sizes = ((1000, False), (10_000, False), (20_000, False), (40_000, False), (10**6, True), (10**8, True))
+    moved = [{**points[0], "x": x, "y": 0.001 * x, "low": 0.001 * x, "high": 0.002 * x} for x, _ in sizes]
+    moved = [{**p, "extrapolated": beyond} for p, (_, beyond) in zip(moved, sizes, strict=True)]
+    return [{**curve, "points": moved} for curve in growth_curves()]
+
+
 def roofline():
     found = report_runs.roofline()
     machine = {**found["machine"], "int8_gops": 905.0}
@@ -62,6 +71,7 @@ PLOTS = {
     "pareto, together": partial(pareto_plot, tradeoffs(0.2), "query: p50 in milliseconds", "recall R@1 in %"),
     "load": partial(load_plot, report_runs.load()["server"], "by id"),
     "growth": partial(growth_plot, growth_curves(), "Search by gallery size"),
+    "growth, close ticks": partial(growth_plot, gallery_curves(), "Search by gallery size"),
     "roofline": partial(roofline_plot, *roofline()),
 }
 

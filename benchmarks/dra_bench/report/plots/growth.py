@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from matplotlib.artist import Artist
@@ -24,7 +26,7 @@ def growth_plot(curves: Sequence[Mapping[str, Any]], title: str, look: Look) -> 
         set_log(axes, "y", [v for p in points for v in (p["low"], p["y"], p["high"])]),
     )
     xs = sorted({p["x"] for p in points})
-    if len(xs) <= (8 if is_log[0] else 4):
+    if len(xs) <= (8 if is_log[0] else 4) and _are_apart(xs, is_log[0]):
         axes.set_xticks(xs, [short_number(x) for x in xs])
     if not is_log[1]:
         axes.set_ylim(0, max(p["high"] for p in points) * 1.08)
@@ -39,6 +41,12 @@ def growth_plot(curves: Sequence[Mapping[str, Any]], title: str, look: Look) -> 
     axes.set_ylabel(f"{curves[0]['y']}{', log scale' if is_log[1] else ''}")
     legend(figure, palette, handles, labels)
     return figure
+
+
+def _are_apart(xs: Sequence[float], is_log: bool) -> bool:
+    """Tell whether a tick at each x leaves room for their labels."""
+    at = [math.log(x) if is_log else x for x in xs]
+    return len(xs) > 1 and min(b - a for a, b in pairwise(at)) >= 0.09 * (at[-1] - at[0])
 
 
 def _draw(axes: Axes, curve: Mapping[str, Any], look: Look) -> Line2D:
