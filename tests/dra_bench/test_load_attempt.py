@@ -62,6 +62,13 @@ def test_a_query_that_is_handed_over_late_is_late():
     assert found.handed_late == pytest.approx(0.003)
 
 
+def test_a_generator_that_was_stopped_before_its_first_query_is_late_too():
+    found, server = tried(rate=100.0, count=100, limit=0.005, seconds=lambda number: 0.0, oversleep=1.0)
+    assert (found.held, found.ended_early, server.futures) == (False, True, [])
+    assert len(found.latencies) > 90  # of 100 that arrive in a second
+    assert found.handed_late > 0.9
+
+
 def test_ending_early_changes_no_verdict():
     verdicts = set()
     for rate in np.linspace(40, 130, 19):

@@ -105,7 +105,7 @@ def attempt(
             future.add_done_callback(ledger.answered(number, clock))
         while not (ledger.errors or ledger.lost(clock()) or ledger.all_answered(len(futures))):
             sleep(POLL_SECONDS)
-        latencies = ledger.ages(clock(), len(futures))
+        now, finished = clock(), ledger.finished.copy()
     finally:
         for future in futures:
             future.cancel()
@@ -113,9 +113,11 @@ def attempt(
             sleep(POLL_SECONDS)
     if ledger.errors:
         raise ledger.errors[0]
+    arrived = max(len(futures), int(np.searchsorted(ledger.due, now)))  # some may not even have been handed over
+    latencies = _ages(ledger.due, finished, now, arrived)
     late = int((latencies > limit).sum()) > ledger.allowed
     complete = len(futures) == count and not any(future.cancelled() for future in futures)
-    handed_late = float(np.nanpercentile(handed - ledger.due, 100 * PERCENTILE))
+    handed_late = float(np.percentile(_ages(ledger.due, handed, now, arrived), 100 * PERCENTILE))
     return Attempt(rate, count, latencies, handed_late, held=complete and not late, ended_early=not complete)
 
 
@@ -158,8 +160,8 @@ class _Ledger:
         """Whether the first ``count`` queries are answered."""
         return not np.isnan(self.finished[:count]).any()
 
-    def ages(self, now: float, count: int) -> NDArray[np.float64]:
-        """Return the seconds from arrival to answer, or until now, of the first ``count`` queries."""
-        finished = self.finished[:count]
-        ages: NDArray[np.float64] = np.where(np.isnan(finished), now, finished) - self.due[:count]
-        return ages
+
+def _ages(due: NDArray[np.float64], done: NDArray[np.float64], now: float, count: int) -> NDArray[np.float64]:
+    """Return the seconds from arrival until something was done, or until now, of the first ``count`` queries."""
+    ages: NDArray[np.float64] = np.where(np.isnan(done[:count]), now, done[:count]) - due[:count]
+    return ages
