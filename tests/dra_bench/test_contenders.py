@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime
 import pytest
+from PIL import Image
 
 from dra_bench.contenders import choose
 from dra_bench.contenders.bundles import open_bundles
@@ -13,6 +14,8 @@ from dra_bench.contenders.choose import NAMES, line_up
 from dra_bench.contenders.openvino_cpu import openvino_graphs
 from dra_bench.contenders.plain_onnx import default_graphs, plain_graphs, plain_onnx
 from dra_bench.contenders.pytorch import pytorch_towers
+from dra_bench.latency import Workload
+from dra_bench.latency_cells import agreeing
 from dra_runtime.encoder import Encoder
 from dra_runtime.errors import BackendError
 from dra_train.checkpoint import load_checkpoint
@@ -155,3 +158,15 @@ def test_a_bundle_takes_part_in_every_backend_that_runs_it(encoder, monkeypatch)
     assert len(opened) == 2
     open_bundles([encoder], "onnxruntime-cpu", 2)
     assert opened[2:] == [("onnxruntime-cpu", 2)]
+
+
+def test_a_contender_whose_texts_are_wrong_is_refused_by_name(source, encoder):
+    right = openvino_graphs(encoder, threads=1)
+    wrong = replace(right, name="wrong-texts", text_encoder=lambda tokens: right.text_encoder(tokens)[:, ::-1].copy())
+    images = tuple(Image.fromarray(image) for image in encoder.bundle.selftest()["images"][:1])
+    work = Workload(images, encoder.preprocess, TEXTS[1])
+    kept, cosines, refused = agreeing([pytorch_towers(source.model), right, wrong], work)
+    assert [c.name for c in kept] == ["pytorch-eager", "openvino"]
+    assert min(cosines["openvino"].values()) > 0.99999
+    assert [missing.backend for missing in refused] == ["wrong-texts"]
+    assert "wrong-texts: cosine" in refused[0].reason
