@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dra_bench.contender_table import contender_table
 from dra_bench.contenders.backend import PYTORCH
-from dra_bench.figures import cosine, percent
+from dra_bench.cost_results import cost_sections
+from dra_bench.figures import cosine, percent, times
 from dra_bench.latency import ratios_table, rows_table
 from dra_bench.runtime_results import runtime_sections
 from dra_runtime.console import table
@@ -56,7 +58,6 @@ two layers without residuals; its attention is nearly even ([attention.md](atten
 compares two means more than two pictures. No experiment here tells these causes apart. A larger tower with a trained
 TAC, on photographs, may do otherwise: `dra-train evaluate ckpt.pt --rerank 20` measures it."""
 
-README_RATIOS = (("image", "image"), ("text", "text"), ("query", "query"), ("query_by_id", "query"))
 LOWERED = ("demo", "RN50x4")  #: the models that are exported in all precisions
 PRECISION = """\
 Each bundle on disk against PyTorch float32: smallest cosine of image features, text features and whole queries; for the
@@ -67,9 +68,13 @@ recall would mean nothing; its INT8 bundle was made with `--max-recall-loss 100`
 size and cosine."""
 
 LATENCY = """\
-PyTorch eager float32 and the bundle take turns in one run on the same threads; each call starts at preprocessed pixels
-or a text and ends at a numpy vector. "by id" is a query whose reference is already in the gallery: its image is not
-encoded. PyTorch pads texts to 77 tokens, as open_clip does; one row has them cut."""
+All contenders that are there take turns in one run on the same threads; each call starts at preprocessed pixels or a
+text and ends at a numpy vector ([benchmarks.md](benchmarks.md)). "by id" is a query whose reference is already in the
+gallery: its image is not encoded. PyTorch pads texts to 77 tokens, as open_clip does; one row has them cut."""
+
+SPEED = """\
+**Speed**: everything a user might run instead, in turns in one run, batch 1, medians. The last two rows are this
+toolkit's bundles; a query by id finds its reference in the gallery and encodes no image."""
 
 
 def main(arguments: list[str]) -> int:
@@ -102,8 +107,11 @@ def readme_tables(results: dict[str, Any], machine: str) -> str:
             recall_table(results),
             "**Faithfulness**: the bundle on disk against PyTorch float32, on real image-text pairs:",
             parity_table(results),
-            "**Speed**: PyTorch eager, the float32 and the INT8 bundle in turns in one run, batch 1, medians:",
-            *(f"{MODELS[name]}:\n\n{speed_table(results, name)}" for name in ("RN50x4", "demo")),
+            SPEED,
+            *(
+                f"{MODELS[name]}:\n\n{contender_table(results[f'{name}-latency'])}\n\n{by_id(results, name)}"
+                for name in ("RN50x4", "demo")
+            ),
         ]
     )
 
@@ -136,9 +144,16 @@ def results_page(results: dict[str, Any], machine: str) -> str:
             rows_table(result["rows"]),
             "How many times as fast, with the 95 % interval of the ratio of medians:",
             ratios_table(result["ratios"]),
+            "Against the fastest contender that isn't a bundle:",
+            ratios_table(result["fastest_baselines"]),
             f"`{result['environment']['command']}`; other programs used {others:.0f} % of the CPUs meanwhile.",
         ]
-    parts += [*runtime_sections(results, MODELS), *ablations(results), *reranking(results)]
+    parts += [
+        *runtime_sections(results, MODELS),
+        *cost_sections(results, MODELS),
+        *ablations(results),
+        *reranking(results),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -367,18 +382,16 @@ def recall_parity(results: dict[str, Any]) -> str:
     )
 
 
-def speed_table(results: dict[str, Any], model: str) -> str:
-    """Return one model's ratios against what PyTorch's users run today: whole texts, and new references."""
-    ratios = results[f"{model}-latency"]["ratios"]
-    return ratios_table(
-        [
-            ratio
-            for ratio in ratios
-            if ratio["reference"]["backend"] == PYTORCH
-            and ratio["reference"]["text_tokens"] in (None, 77)
-            and (ratio["candidate"]["part"], ratio["reference"]["part"]) in README_RATIOS
-        ]
-    )
+def by_id(results: dict[str, Any], model: str) -> str:
+    """Say how many times as fast a query by id is as PyTorch's whole query, bundle by bundle."""
+    said = [
+        f"{times(r['times_as_fast'])} as fast with {r['candidate']['backend']} ({times(r['interval'][0])} to "
+        f"{times(r['interval'][1])})"
+        for r in results[f"{model}-latency"]["ratios"]
+        if (r["candidate"]["part"], r["reference"]["part"]) == ("query_by_id", "query")
+        and (r["reference"]["backend"], r["reference"]["text_tokens"]) == (PYTORCH, 77)
+    ]
+    return f"A query by id against PyTorch eager's whole query: {' and '.join(said)}."
 
 
 def seeds(results: dict[str, Any], split: int) -> list[dict[str, Any]]:

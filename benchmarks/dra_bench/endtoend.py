@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dra_bench.figures import milliseconds, percent
 from dra_bench.timing import Cell, Timings, percentiles_ms
@@ -78,7 +79,7 @@ def endtoend_rows(timings: Timings, journeys: Sequence[Journey]) -> list[dict[st
     samples = {(cell.backend, cell.part): ns for cell, ns in zip(timings.cells, timings.samples_ns.T, strict=True)}
     rows = []
     for journey in journeys:
-        measured = np.array(journey.nanoseconds[timings.warmup_rounds :])
+        measured = _measured(journey, timings)
         medians = np.median(measured, axis=0)
         shares = dict(zip(STEPS, (medians / medians.sum()).tolist(), strict=True))
         steps = [
@@ -103,10 +104,16 @@ def raw_steps(timings: Timings, journeys: Sequence[Journey]) -> dict[str, Any]:
     return {
         journey.name: {
             WHOLE: (samples[journey.name, WHOLE] / 1e6).round(4).tolist(),
-            "steps": (np.array(journey.nanoseconds[timings.warmup_rounds :]) / 1e6).round(4).tolist(),
+            "steps": (_measured(journey, timings) / 1e6).round(4).tolist(),
         }
         for journey in journeys
     }
+
+
+def _measured(journey: Journey, timings: Timings) -> npt.NDArray[np.int64]:
+    """Return the steps' times of the timed calls alone, (rounds, steps)."""
+    first = timings.calls * timings.warmup_rounds + timings.calls - 1
+    return np.array(journey.nanoseconds[first :: timings.calls])
 
 
 def endtoend_header(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

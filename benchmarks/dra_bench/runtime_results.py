@@ -67,9 +67,9 @@ def _throughput(results: Results, models: Mapping[str, str]) -> Iterator[str]:
         yield THROUGHPUT
     for name in found:
         result = results[f"{name}-throughput"]
-        yield f"{_capital(models[name])}:"
+        yield f"{capital(models[name])}:"
         yield throughput_table(result["throughput"])
-        yield _command(result)
+        yield command_line(result)
 
 
 def _memory(results: Results, models: Mapping[str, str]) -> Iterator[str]:
@@ -79,10 +79,10 @@ def _memory(results: Results, models: Mapping[str, str]) -> Iterator[str]:
         yield MEMORY.format(queries=results[f"{found[0]}-memory"]["queries"])
     for name in found:
         result = results[f"{name}-memory"]
-        yield f"{_capital(models[name])}:"
+        yield f"{capital(models[name])}:"
         yield memory_table(result["rows"])
         yield stages_table(result["rows"])
-        yield _command(result)
+        yield command_line(result)
 
 
 def _cold_start(results: Results, models: Mapping[str, str]) -> Iterator[str]:
@@ -92,9 +92,9 @@ def _cold_start(results: Results, models: Mapping[str, str]) -> Iterator[str]:
         yield COLD_START.format(gallery=results[f"{found[0]}-coldstart"]["gallery"])
     for name in found:
         result = results[f"{name}-coldstart"]
-        yield f"{_capital(models[name])}:"
+        yield f"{capital(models[name])}:"
         yield coldstart_table(result["rows"])
-        yield _command(result)
+        yield command_line(result)
 
 
 def _end_to_end(results: Results, models: Mapping[str, str]) -> Iterator[str]:
@@ -106,9 +106,9 @@ def _end_to_end(results: Results, models: Mapping[str, str]) -> Iterator[str]:
     for name in found:
         result = results[f"{name}-endtoend"]
         samples = min(row["samples"] for row in result["rows"])
-        yield f"{_capital(models[name])}, {samples} samples:"
+        yield f"{capital(models[name])}, {samples} samples:"
         yield endtoend_table(result["rows"])
-        yield _command(result)
+        yield command_line(result)
 
 
 def _gallery(results: Results) -> Iterator[str]:
@@ -120,10 +120,10 @@ def _gallery(results: Results) -> Iterator[str]:
         yield search_table(result["sizes"])
         yield cost_table(result["sizes"])
         yield VECTORS.format(**largest)
-        yield _command(result, max(size["used_by_others_percent"] or 0 for size in result["sizes"]))
+        yield command_line(result, max(size["used_by_others_percent"] or 0 for size in result["sizes"]))
 
 
-def _command(result: Mapping[str, Any], others: float | None = None) -> str:
+def command_line(result: Mapping[str, Any], others: float | None = None) -> str:
     """Name the command, and how busy the machine was otherwise where that was measured."""
     environment = result["environment"]
     others = environment.get("used_by_others_percent", others)
@@ -131,5 +131,6 @@ def _command(result: Mapping[str, Any], others: float | None = None) -> str:
     return f"`{environment['command']}`, {environment['threads']} threads, {environment['date']}{said}."
 
 
-def _capital(title: str) -> str:
+def capital(title: str) -> str:
+    """Write a title with a capital."""
     return title[0].upper() + title[1:]

@@ -3,7 +3,8 @@
 All cells take turns: every round runs each of them once, in an order that is drawn anew, so that a machine that
 grows slower, or a neighbour that leaves its weights in the cache, meets all of them alike. Before each call the process
 has come to rest: the worker threads of many libraries go on spinning after a call, and would take the CPUs from the
-next contender's.
+next contender's. Then a primed cell is called once untimed, so that its threads are awake and its weights in the
+caches, as they are where queries come one after the other.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Timings:
     warmup_rounds: int  #: the first one included, in which some contenders compile
     steady: bool  #: whether every cell had stopped getting faster when the measured rounds began
     restless: int = 0  #: calls before which the process did not come to rest
+    calls: int = 1  #: of a cell in each round, the last of them timed
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def measure(
     *,
     least_samples: int = LEAST_SAMPLES,
     most_samples: int = 100,
+    primed: bool = False,
     advance: Callable[[int, int], None] = lambda done, planned: None,
     clock: Clock = time.perf_counter_ns,
     sleep: Sleep = time.sleep,
@@ -89,6 +92,8 @@ def measure(
     seconds
         Budget of the run after its first round, which may take long because some contenders compile in it. Warming up
         takes at most a quarter, but at least three rounds.
+    primed
+        Whether each timed call comes right after an untimed one.
     advance
         Called after each measured round with the rounds done and planned, for a progress bar.
     clock, sleep, work
@@ -101,7 +106,7 @@ def measure(
         Nanoseconds of every call.
     """
     order = random.Random(0)  # noqa: S311 - the same order in every run, nothing secret
-    turns = _Turns(cells, order, clock, sleep, work)
+    turns = _Turns(cells, order, clock, sleep, work, primed)
     with _collector_off():
         turns.round()
         start = clock()
@@ -119,7 +124,12 @@ def measure(
             rounds.append(turns.round())
             advance(len(rounds), planned)
     return Timings(
-        tuple(cells), np.array(rounds, dtype=np.int64), 1 + len(warmup), is_steady(warmup), restless=turns.restless
+        tuple(cells),
+        np.array(rounds, dtype=np.int64),
+        1 + len(warmup),
+        is_steady(warmup),
+        restless=turns.restless,
+        calls=1 + primed,
     )
 
 
@@ -186,6 +196,7 @@ class _Turns:
     clock: Clock
     sleep: Sleep
     work: Work
+    primed: bool
     restless: int = 0  #: calls before which the process did not come to rest
 
     def round(self) -> list[int]:
@@ -194,6 +205,8 @@ class _Turns:
         for i in self.order.sample(range(len(self.cells)), len(self.cells)):
             self.restless += not come_to_rest(self.clock, self.sleep, self.work)
             run = self.cells[i].run
+            if self.primed:
+                run()
             start = self.clock()
             run()
             elapsed[i] = self.clock() - start

@@ -34,11 +34,15 @@ def test_the_steps_give_the_answers_of_the_whole(journey):
     assert len(journey.nanoseconds[-1]) == len(STEPS)
 
 
-def test_shares_are_of_the_measured_rounds_only(journey):
+@pytest.mark.parametrize("primed", [False, True])
+def test_shares_are_of_the_timed_calls_only(journey, primed):
     journey.nanoseconds.clear()
-    timings = measure(journey_cells([journey]), 11, 1)
-    assert len(journey.nanoseconds) == timings.warmup_rounds + 11
-    journey.nanoseconds[: timings.warmup_rounds] = [[10**12] * len(STEPS)] * timings.warmup_rounds
+    timings = measure(journey_cells([journey]), 11, 1, primed=primed)
+    calls = timings.calls
+    assert len(journey.nanoseconds) == calls * (timings.warmup_rounds + 11)
+    for number in range(len(journey.nanoseconds)):
+        if number < calls * timings.warmup_rounds or number % calls != calls - 1:
+            journey.nanoseconds[number] = [10**12] * len(STEPS)
     (row,) = endtoend_rows(timings, [journey])
     assert row["samples"] == 11
     assert [step["step"] for step in row["steps"]] == list(STEPS)

@@ -56,6 +56,15 @@ def test_every_round_runs_every_cell_once_and_the_order_changes():
     assert len(rounds) == timings.warmup_rounds + 20
 
 
+def test_a_primed_cell_is_called_once_untimed_before_each_timed_call():
+    """The first of two calls is slow; only the second is timed."""
+    machine = Machine()
+    timings = machine.measure([machine.cell("a", *([900, 1] * 100))], samples=11, primed=True)
+    assert set(timings.samples_ns.ravel().tolist()) == {1_000_000}
+    assert len(machine.diary) == timings.calls * (timings.warmup_rounds + 11)
+    assert timings.calls == 2
+
+
 def test_times_land_in_their_own_column_whatever_the_order():
     machine = Machine()
     timings = machine.measure([machine.cell("a", 2), machine.cell("b", 7), machine.cell("c", 3)], samples=15)

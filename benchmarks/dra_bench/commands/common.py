@@ -82,7 +82,7 @@ def timed_in_turns(
     """
     before = cpu_clock()
     with progress_of(label) as advance:
-        timings = measure(cells, samples, seconds, least_samples=least_samples, advance=advance)
+        timings = measure(cells, samples, seconds, least_samples=least_samples, primed=True, advance=advance)
     others = used_by_others(before, cpu_clock())
     note_others(others)
     if not timings.steady:
