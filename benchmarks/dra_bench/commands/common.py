@@ -172,5 +172,7 @@ def shown_command() -> str:
         flag = parameter.opts[-1] if isinstance(parameter, click.Option) else None
         for item in value if isinstance(value, tuple) else (value,):
             shown = item.name if isinstance(item, Path) else f"{item:g}" if isinstance(item, float) else str(item)
+            if name in ("dataset", "datasets"):  # a folder, or one with its splits, as a text
+                shown = shown.rstrip("/").rpartition("/")[2]
             words += [w for w in (flag, None if item is True else f'"{shown}"' if " " in shown else shown) if w]
     return " ".join(words)
