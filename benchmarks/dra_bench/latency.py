@@ -17,12 +17,13 @@ from dra_runtime.encoder import Pixels
 from dra_runtime.errors import UsageError
 from dra_runtime.preprocess import Preprocess
 
-PARTS = ("preprocess", "tokenize", "image", "text", "compose", "search", "rerank", "query", "query_by_id")
+PARTS = ("preprocess", "tokenize", "copies", "image", "text", "compose", "search", "rerank", "query", "query_by_id")
 RERANKED = 20  #: candidates that re-ranking relates with the reference
 K = 10  #: answers of a search
 LABELS = {
     "preprocess": "preprocess",
     "tokenize": "tokenize",
+    "copies": "copies, GPU and back",
     "image": "image",
     "text": "text",
     "compose": "compose",

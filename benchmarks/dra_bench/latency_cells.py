@@ -10,6 +10,7 @@ from open_clip.tokenizer import SimpleTokenizer
 
 from dra_bench.contenders.backend import LEAST_COSINE, Backend, Floats, Unavailable
 from dra_bench.contenders.bundles import BundleEncoder
+from dra_bench.contenders.copies import gpu_copies
 from dra_bench.contenders.pytorch import PyTorchTowers
 from dra_bench.latency import PARTS, RERANKED, K, Workload
 from dra_bench.timing import Cell
@@ -83,6 +84,12 @@ def step_cells(encoder: Encoder, work: Workload, tokenizer: SimpleTokenizer | No
 def search_cells(gallery: Gallery, name: str, queries: Callable[[int], Floats], batches: Sequence[int]) -> list[Cell]:
     """List the search of a gallery for ``queries`` of each batch, under the name of the bundle that made it."""
     return [Cell(name, "search", batch, None, partial(gallery.search_vectors, queries(batch), K)) for batch in batches]
+
+
+def copy_cells(work: Workload, batches: Sequence[int], text_tokens: int, dim: int) -> list[Cell]:
+    """List what a query copies to the GPU and back, which the rows of contenders on a GPU contain; none without one."""
+    copies = {batch: gpu_copies(work.pixels(batch), text_tokens, dim) for batch in batches}
+    return [Cell("pytorch", "copies", batch, None, copy) for batch, copy in copies.items() if copy is not None]
 
 
 def rerank_cells(pytorch: PyTorchTowers | None, bundles: Sequence[BundleEncoder], work: Workload) -> list[Cell]:

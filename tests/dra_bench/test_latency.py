@@ -23,6 +23,7 @@ from dra_bench.latency import (
 from dra_bench.latency_cells import (
     agreeing,
     check_agreement,
+    copy_cells,
     latency_cells,
     rerank_cells,
     search_cells,
@@ -396,3 +397,18 @@ def test_another_models_bundle_is_refused(work):
     bundle.vector = (np.nan, 1.0)
     with pytest.raises(UsageError, match="nan"):
         check_agreement(pytorch, bundle, work)
+
+
+def test_copies_have_a_row_of_their_own_where_there_is_a_gpu_to_copy_to(work, monkeypatch):
+    asked = []
+
+    def copies(pixels, text_tokens, dim):
+        asked.append((pixels.shape, text_tokens, dim))
+        return lambda: None
+
+    monkeypatch.setattr("dra_bench.latency_cells.gpu_copies", copies)
+    cells = copy_cells(work, [1, 4], 77, 8)
+    assert [(cell.part, cell.batch) for cell in cells] == [("copies", 1), ("copies", 4)]
+    assert [(shape[0], tokens, dim) for shape, tokens, dim in asked] == [(1, 77, 8), (4, 77, 8)]
+    monkeypatch.setattr("dra_bench.latency_cells.gpu_copies", lambda *_: None)
+    assert copy_cells(work, [1, 4], 77, 8) == []

@@ -41,7 +41,15 @@ from dra_bench.latency import (
     rows_table,
     text_of_tokens,
 )
-from dra_bench.latency_cells import agreeing, in_order, latency_cells, rerank_cells, search_cells, step_cells
+from dra_bench.latency_cells import (
+    agreeing,
+    copy_cells,
+    in_order,
+    latency_cells,
+    rerank_cells,
+    search_cells,
+    step_cells,
+)
 from dra_bench.throughput import throughput_rows, throughput_table
 from dra_bench.timing import Cell
 from dra_runtime.encoder import Encoder
@@ -128,9 +136,10 @@ def latency_command(
       dra-bench latency --engine bundle/engines/KEY/image_encoder.plan
 
     All rows are measured in one run and take turns, after warming up, with the garbage collector off; before each call
-    the threads of the one before have come to rest. Each starts at preprocessed pixels or a string and ends at a numpy
-    vector. PyTorch eager runs the model as it is used today: float32, every text padded to 77 tokens; one more row has
-    its text cut to its length. `query, new image` encodes the reference, `query by id` knows its features.
+    the threads of the one before have come to rest, and it is made once untimed. Each starts at preprocessed pixels or
+    a string and ends at a numpy vector. PyTorch eager runs the model as it is used today: float32, every text padded to
+    77 tokens; one more row has its text cut to its length. `query, new image` encodes the reference, `query by id`
+    knows its features.
 
     Parts have every --batch with the first text; further texts are encoded and make queries by id, one at a time. With
     --batch above 1, bundles are also compared with the fastest of PyTorch's ways in items a second: images contiguous
@@ -272,6 +281,8 @@ def _cells(ready: _Prepared, batches: Sequence[int], opened: tuple[Gallery, str]
     cells = latency_cells(ready.contenders, ready.work, batches, cut, channels_last)
     cells += step_cells(ready.encoders[0], ready.work, tokenizer)
     cells += rerank_cells(pytorch, ready.bundles, ready.work)
+    if tokenizer is not None:
+        cells += copy_cells(ready.work, batches, tokenizer.context_length, ready.encoders[0].dim)
     if opened is not None:
         gallery, name = opened
         bundle = next(c for c in ready.bundles if c.name == name)
